@@ -1,0 +1,1 @@
+"""A hospital: its manifest, its data, its local state, its Flower ClientApp."""

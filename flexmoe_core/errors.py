@@ -1,0 +1,51 @@
+"""The errors that a user may meet, and the single problem they are made of.
+
+Every error says what was wrong, where, and what to do. None ever carries a patient's value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """One thing wrong with an input.
+
+    ``file`` is the path as the user knows it, ``place`` a line, column, row or dotted key inside it
+    (empty for the whole file), ``what`` the finding, and ``remedy`` what to do about it.
+    """
+
+    file: str
+    place: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        where = f"{self.file}, {self.place}" if self.place else self.file
+        return f"{where}: {self.what}. {self.remedy}"
+
+
+class FlexMoeError(Exception):
+    """Base of every error that is meant for a user's eyes."""
+
+
+class InputError(FlexMoeError):
+    """A manifest, table or setting is wrong; carries every problem that was found, in order."""
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class CheckpointError(FlexMoeError):
+    """A checkpoint or bundle cannot be read, or belongs to another run."""
+
+
+class MessageError(FlexMoeError):
+    """A message does not have the form that the protocol gives it."""
+
+
+class RunFailed(FlexMoeError):
+    """A federation ended without the result that was asked for."""

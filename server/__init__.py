@@ -1,0 +1,1 @@
+"""The coordinator: its Flower ServerApp, round loop, aggregation, run store and report."""

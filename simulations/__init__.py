@@ -1,0 +1,1 @@
+"""Federations on one machine: datasets, engines, baselines and studies."""
