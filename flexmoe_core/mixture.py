@@ -1,0 +1,85 @@
+"""The sparse mixture-of-experts layer: a router and its experts.
+
+Shapes: B patients, N tokens per patient, T = B*N tokens, D width, E experts, K experts per token, H expert width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flexmoe_core.experts import Experts, mix
+from flexmoe_core.losses import RoutingLosses, routing_losses
+from flexmoe_core.router import Router, Routing
+from flexmoe_core.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class RoutingPlan:
+    """How the patients of a batch are routed; bool or int64 of shape (B,).
+
+    ``specialized_B`` patients use the S-Router with target ``expert_B``, the others the G-Router. Only
+    ``learns_B`` patients teach experts and router (None: all of them).
+    """
+
+    expert_B: Tensor
+    specialized_B: Tensor
+    learns_B: Tensor | None
+
+
+@dataclass(frozen=True)
+class ExpertUse:
+    """What each patient used in one layer: ``gates_BE`` mean gate, ``routed_BE`` share of its N*K routed tokens."""
+
+    gates_BE: Tensor
+    routed_BE: Tensor
+
+
+class Mixture(nn.Module):
+    """Feed-forward layer whose tokens choose among experts."""
+
+    def __init__(self, settings: ModelSettings, generator: torch.Generator) -> None:
+        super().__init__()
+        self.rate = settings.dropout
+        self.pinned = settings.specialization == "pinned"
+        self.router = Router(settings.experts, settings.active_experts, settings.width, self.pinned, generator)
+        self.experts = Experts(settings.experts, settings.width, settings.expert_width, generator)
+
+    def forward(
+        self, x_BND: Tensor, plan: RoutingPlan, generator: torch.Generator | None
+    ) -> tuple[Tensor, RoutingLosses, ExpertUse]:
+        """(B, N, D) to (B, N, D), the losses of this layer, and who used which expert."""
+        patients, tokens, width = x_BND.shape
+        x_TD = x_BND.reshape(-1, width)
+        expert_T = plan.expert_B.repeat_interleave(tokens)
+        specialized_T = plan.specialized_B.repeat_interleave(tokens)
+        learns_T = None if plan.learns_B is None else plan.learns_B.repeat_interleave(tokens)
+        routing = self.router(x_TD, expert_T, specialized_T, learns_T, generator)
+        y_TD = self._mix(x_TD, routing, learns_T, generator)
+        losses = routing_losses(routing, expert_T, specialized_T, learns_T, self.pinned)
+        routed_TE = torch.zeros_like(routing.gates_TE).scatter(1, routing.chosen_TK, 1.0)
+        active = routing.chosen_TK.shape[1]
+        use = ExpertUse(
+            gates_BE=routing.gates_TE.detach().reshape(patients, tokens, -1).mean(dim=1),
+            routed_BE=routed_TE.reshape(patients, tokens, -1).mean(dim=1) / active,
+        )
+        return y_TD.reshape(x_BND.shape), losses, use
+
+    def _mix(
+        self, x_TD: Tensor, routing: Routing, learns_T: Tensor | None, generator: torch.Generator | None
+    ) -> Tensor:
+        """Tokens that may not teach the experts pass through the same weights without their gradient."""
+        live = self.experts.weights()
+        if learns_T is None:
+            return mix(x_TD, routing.chosen_TK, routing.gates_TK, live, self.rate, generator)
+        y_TD = torch.zeros_like(x_TD)
+        for index_S, weights in (
+            (learns_T.nonzero().squeeze(1), live),
+            ((~learns_T).nonzero().squeeze(1), live.detach()),
+        ):
+            chosen_SK, gates_SK = routing.chosen_TK[index_S], routing.gates_TK[index_S]
+            y_SD = mix(x_TD[index_S], chosen_SK, gates_SK, weights, self.rate, generator)
+            y_TD = y_TD.index_copy(0, index_S, y_SD)
+        return y_TD

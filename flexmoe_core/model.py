@@ -1,0 +1,157 @@
+"""Flex-MoE: encoders, missing-modality bank, trunk with a mixture of experts, and head.
+
+The whole idea in ``FlexMoe.forward``: observed modalities are encoded, missing ones come from the bank, all tokens
+attend to each other and choose experts, and the pooled tokens of each modality are classified together.
+
+Shapes: B patients, M modalities, P tokens per modality, N = M*P tokens, D width, F features, Y classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from flexmoe_core.bank import TableBank, ZeroBank
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.combinations import CombinationTable, Placement
+from flexmoe_core.dropout import dropout
+from flexmoe_core.encoders.registry import build_encoder
+from flexmoe_core.losses import RoutingLosses
+from flexmoe_core.mixture import ExpertUse, RoutingPlan
+from flexmoe_core.randomness import torch_generator
+from flexmoe_core.settings import ModelSettings
+from flexmoe_core.trunk import TrunkLayer, is_sparse
+
+
+@dataclass(frozen=True)
+class ModalityInput:
+    """What an encoder must be built for."""
+
+    name: str
+    kind: str
+    features: int
+
+
+@dataclass(frozen=True)
+class Output:
+    """Class logits (B, Y), the summed routing losses, and the use of experts of each sparse layer."""
+
+    logits_BY: Tensor
+    losses: RoutingLosses
+    use: tuple[ExpertUse, ...]
+
+
+class FlexMoe(nn.Module):
+    """One network for any combination of modalities.
+
+    ``inputs`` are the modalities that this site can encode, ``modalities`` all names in the study's order.
+    """
+
+    def __init__(
+        self,
+        modalities: Sequence[str],
+        inputs: Sequence[ModalityInput],
+        classes: int,
+        table: CombinationTable,
+        settings: ModelSettings,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.modalities, self.settings = tuple(modalities), settings
+        count, tokens, width = len(self.modalities), settings.tokens, settings.width
+        self.encoders = nn.ModuleDict({i.name: build_encoder(i.kind, i.features, settings) for i in inputs})
+        self.bank: TableBank | ZeroBank = (
+            TableBank(count, len(table.slots), tokens, width, generator)
+            if settings.bank == "table"
+            else ZeroBank(count, tokens, width)
+        )
+        scale = width**-0.5
+        self.position = nn.Parameter(torch.randn(count * tokens, width, generator=generator) * scale)
+        self.imputed = nn.Parameter(torch.zeros(width))
+        self.layers = nn.ModuleList(
+            TrunkLayer(settings, is_sparse(layer), generator) for layer in range(settings.layers)
+        )
+        self.norm = nn.LayerNorm(width)
+        self.head = nn.Linear(count * width, classes)
+        _initialize_linear_layers(self, generator)
+
+    @property
+    def sparse_layers(self) -> tuple[int, ...]:
+        """Positions of the layers that hold experts."""
+        return tuple(layer for layer in range(len(self.layers)) if is_sparse(layer))
+
+    def forward(
+        self,
+        cohort: Cohort,
+        placement: Placement,
+        *,
+        specialize: bool,
+        teaches_experts_B: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Output:
+        """Logits for a batch of any size.
+
+        ``specialize`` routes incomplete patients to their combination's expert. Where ``teaches_experts_B`` (bool)
+        is given, the others' gradients reach neither experts nor router. Dropout and gate noise are drawn only
+        with a generator: without one the output depends on nothing but weights and batch.
+        """
+        x_BND = self.tokens(cohort, placement, generator)
+        specialized_B = ~placement.full_B if specialize else torch.zeros_like(placement.full_B)
+        plan = RoutingPlan(placement.expert_B, specialized_B, teaches_experts_B)
+        zero = x_BND.sum() * 0.0
+        losses, use = RoutingLosses(zero, zero), []
+        for layer in self.layers:
+            x_BND, layer_losses, layer_use = layer(x_BND, plan, generator)
+            if layer_losses is not None:
+                losses = losses + layer_losses
+                use.append(layer_use)
+        pooled_BMD = self.norm(x_BND).reshape(len(x_BND), len(self.modalities), -1, x_BND.shape[-1]).mean(dim=2)
+        pooled = dropout(pooled_BMD.flatten(1), self.settings.dropout, generator)
+        return Output(self.head(pooled), losses, tuple(use))
+
+    def tokens(self, cohort: Cohort, placement: Placement, generator: torch.Generator | None) -> Tensor:
+        """(B, N, D): encoders for observed modalities, the bank for missing ones. Encoders see observed rows only."""
+        missing_BMPD = self.bank(placement.slots_BM) + self.imputed
+        tokens_BPD = []
+        for m, name in enumerate(self.modalities):
+            here_BPD = missing_BMPD[:, m]
+            if name in self.encoders:
+                index_S = cohort.observed_BM[:, m].nonzero().squeeze(1)
+                encoded_SPD = self.encoders[name](cohort.inputs[name][index_S], generator)
+                here_BPD = here_BPD.index_copy(0, index_S, encoded_SPD.to(here_BPD.dtype))
+            tokens_BPD.append(here_BPD)
+        return torch.stack(tokens_BPD, dim=1).flatten(1, 2) + self.position
+
+
+def build_model(
+    modalities: Sequence[str],
+    inputs: Sequence[ModalityInput],
+    classes: int,
+    table: CombinationTable,
+    settings: ModelSettings,
+    seed: int,
+) -> FlexMoe:
+    """A freshly initialized model: the same seed gives the same weights everywhere."""
+    generator = torch_generator(seed, "weights")
+    # Layers of torch draw from the global generator when they are built; isolating it keeps both clean.
+    with torch.random.fork_rng(devices=[]):
+        return FlexMoe(modalities, inputs, classes, table, settings, generator)
+
+
+def load_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Copy the named tensors into the model, in place."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def _initialize_linear_layers(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every linear layer from the given generator, biases at zero."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+            nn.init.zeros_(module.bias)

@@ -1,0 +1,95 @@
+"""The settings of the method: model, losses, local training and curriculum, with two named presets."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from flexmoe_core.validation import FrozenModel
+
+ALIGNMENT = 8
+"""Grouped matrix products need rows of a multiple of 16 bytes, also in bfloat16."""
+
+
+class ModelSettings(FrozenModel):
+    """Sizes and choices of the network."""
+
+    tokens: int = Field(default=1, ge=1, description="tokens per modality")
+    width: int = Field(default=32, ge=ALIGNMENT, multiple_of=ALIGNMENT)
+    layers: int = Field(default=1, ge=1)
+    heads: int = Field(default=4, ge=1)
+    experts: int = Field(default=8, ge=1)
+    active_experts: int = Field(default=2, ge=1, description="experts per token")
+    expert_width: int = Field(default=32, ge=ALIGNMENT, multiple_of=ALIGNMENT)
+    dropout: float = Field(default=0.5, ge=0, lt=1)
+    encoder_hidden: int = Field(default=0, ge=0, description="0: a linear encoder")
+    encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
+    specialization: Literal["pinned", "learned"] = "pinned"
+    bank: Literal["table", "zero"] = "table"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.active_experts > self.experts:
+            raise ValueError("active_experts must not exceed experts")
+        if self.width % self.heads:
+            raise ValueError("width must be a multiple of heads")
+        return self
+
+
+class LossSettings(FrozenModel):
+    """Weights of the losses beside the task's."""
+
+    balance: float = Field(default=0.01, ge=0)
+    specialization: float = Field(default=0.01, ge=0, description="only with learned specialization")
+
+
+class TrainingSettings(FrozenModel):
+    """What a site does in one round. The optimizer starts fresh every round."""
+
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(default=3e-3, gt=0)
+    weight_decay: float = Field(default=0.1, ge=0)
+    bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
+    batch_size: int = Field(default=32, ge=1)
+    epochs: int = Field(default=1, ge=1)
+
+
+class CurriculumSettings(FrozenModel):
+    """Stages of training."""
+
+    generalize_rounds: int = Field(default=5, ge=0)
+    min_full: int = Field(default=8, ge=1, description="full-modality patients below which a site has none")
+
+
+class MethodSettings(FrozenModel):
+    """Everything that decides how a site trains."""
+
+    model: ModelSettings = ModelSettings()
+    losses: LossSettings = LossSettings()
+    training: TrainingSettings = TrainingSettings()
+    curriculum: CurriculumSettings = CurriculumSettings()
+
+
+def small() -> MethodSettings:
+    """For cohorts of some hundred patients: the default."""
+    return MethodSettings()
+
+
+def paper() -> MethodSettings:
+    """The published sizes (Flex-MoE, appendix; one sparse layer as in the official code)."""
+    return MethodSettings(
+        model=ModelSettings(
+            tokens=16,
+            width=128,
+            experts=16,
+            active_experts=4,
+            expert_width=256,
+            dropout=0.5,
+            encoder_hidden=128,
+        ),
+        training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
+    )
+
+
+PRESETS = {"small": small, "paper": paper}

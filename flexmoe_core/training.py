@@ -1,0 +1,126 @@
+"""One site's local training in one round.
+
+Shapes: B patients, M modalities, S bank rows, L sparse layers, E experts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.combinations import Placement
+from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
+from flexmoe_core.groups import Support
+from flexmoe_core.model import FlexMoe, Output
+from flexmoe_core.randomness import torch_generator
+from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """The support of what was trained, and the mean training loss per patient over the round."""
+
+    support: Support
+    loss: float
+
+
+def train_round(
+    model: FlexMoe,
+    cohort: Cohort,
+    placement: Placement,
+    plan: RoundPlan,
+    settings: MethodSettings,
+    seed: int,
+    site: str,
+    round_number: int,
+) -> TrainingResult:
+    """Train the model in place on one site's patients (at least one).
+
+    Shuffling, dropout and gate noise come from generators of (seed, site, round) alone.
+    """
+    shuffling = torch_generator(seed, site, round_number, "shuffling")
+    noise = torch_generator(seed, site, round_number, "noise", device=cohort.labels_B.device)
+    optimizer = build_optimizer(model, settings.training)
+    teaches_B = teachers(placement, plan.stage, settings.curriculum)
+    routed_LE = torch.zeros(len(model.sparse_layers), settings.model.experts, dtype=torch.float64)
+    total_loss = 0.0
+    for epoch in range(settings.training.epochs):
+        ordered = plan.ordered and epoch == 0
+        for cpu_index_B in batches(cohort.observed_BM, settings.training.batch_size, ordered, shuffling):
+            index_B = cpu_index_B.to(cohort.labels_B.device)
+            batch = cohort.select(index_B)
+            taught_B = None if teaches_B is None else teaches_B[index_B]
+            output = model(
+                batch,
+                placement.select(index_B),
+                specialize=plan.stage is Stage.SPECIALIZE,
+                teaches_experts_B=taught_B,
+                generator=noise,
+            )
+            loss = total(output, batch.labels_B, settings.losses)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            total_loss += float(loss.detach()) * len(index_B)
+            routed_LE += routed(output, taught_B)
+    routed_LE /= settings.training.epochs
+    support = support_of_epoch(cohort, placement, plan.stage, model, routed_LE.numpy())
+    return TrainingResult(support, total_loss / (len(cohort) * settings.training.epochs))
+
+
+def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
+    """Task loss (mean over patients) plus the weighted losses of routing."""
+    task = cross_entropy(output.logits_BY, labels_B)
+    return task + settings.balance * output.losses.balance + settings.specialization * output.losses.specialization
+
+
+def routed(output: Output, teaches_B: Tensor | None) -> Tensor:
+    """Routed tokens of teaching patients per layer and expert, in units of patients: (L, E) float64 on the CPU."""
+    layers = [
+        (use.routed_BE if teaches_B is None else use.routed_BE * teaches_B[:, None]).sum(dim=0) for use in output.use
+    ]
+    return torch.stack(layers).double().cpu()
+
+
+def support_of_epoch(
+    cohort: Cohort, placement: Placement, stage: Stage, model: FlexMoe, routed_LE: np.ndarray
+) -> Support:
+    """Count the patients behind each part of the model; every patient is seen once per epoch."""
+    slots_BM = placement.slots_BM
+    rows = len(model.bank.residual) if hasattr(model.bank, "residual") else 0
+    incomplete = float((~placement.full_B).sum())
+    return Support(
+        patients=float(len(cohort)),
+        incomplete=incomplete,
+        specialized=incomplete if stage is Stage.SPECIALIZE else 0.0,
+        modality_M=cohort.observed_BM.sum(dim=0).double().cpu().numpy(),
+        lacking_M=(~cohort.observed_BM).sum(dim=0).double().cpu().numpy(),
+        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=rows).double().cpu().numpy(),
+        experts_LE=routed_LE,
+    )
+
+
+def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
+    """A fresh optimizer: decay on matrices, strong decay on the bank's residual rows, none on the rest."""
+    decayed, residual, plain = [], [], []
+    for name, parameter in model.named_parameters():
+        if name == "bank.residual":
+            residual.append(parameter)
+        elif parameter.dim() > 1 and not name.endswith(("position", ".b1", ".b2", "bank.default")):
+            decayed.append(parameter)
+        else:
+            plain.append(parameter)
+    groups = [
+        {"params": decayed, "weight_decay": settings.weight_decay},
+        {"params": residual, "weight_decay": settings.bank_decay},
+        {"params": plain, "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=settings.learning_rate)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
