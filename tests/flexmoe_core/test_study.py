@@ -1,0 +1,179 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flexmoe_core.errors import InputError
+from flexmoe_core.study import CategoricalColumn, Label, Modality, NumericColumn, Study, load_study
+
+GOOD = """
+[study]
+name = "uci-heart"
+[label]
+name = "disease"
+classes = ["absent", "present"]
+[[modality]]
+name = "history"
+kind = "tabular"
+encoder = "shared"
+[[modality.column]]
+name = "age"
+type = "numeric"
+unit = "years"
+range = [20, 90]
+[[modality.column]]
+name = "sex"
+type = "categorical"
+categories = ["female", "male"]
+[[modality]]
+name = "labs"
+kind = "tabular"
+encoder = "local"
+[[combination]]
+modalities = ["history", "labs"]
+"""
+
+
+def load(text: str, folder: Path) -> Study:
+    path = folder / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path)
+
+
+def test_a_good_file_is_read(tmp_path: Path) -> None:
+    study = load(GOOD, tmp_path)
+    assert study == Study(
+        name="uci-heart",
+        label=Label(name="disease", classes=("absent", "present")),
+        modalities=(
+            Modality(
+                name="history",
+                kind="tabular",
+                encoder="shared",
+                columns=(
+                    NumericColumn(name="age", unit="years", range=(20, 90)),
+                    CategoricalColumn(name="sex", categories=("female", "male")),
+                ),
+            ),
+            Modality(name="labs", kind="tabular", encoder="local"),
+        ),
+        combinations=(("history", "labs"),),
+    )
+    assert study.modality("history").width == 5
+    with pytest.raises(ValueError, match="its site only"):
+        _ = study.modality("labs").width
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "what"),
+    [
+        ("range = [20, 90]", "range = [90, 20]", "modality.history.column.age.range", "is empty"),
+        ("range = [20, 90]", "range = [5e-324, 1e-323]", "modality.history.column.age.range", "is empty"),
+        ("range = [20, 90]", "range = [20]", "modality.history.column.age.range.#2", "is missing"),
+        ("range = [20, 90]", "range = [true, 9]", "modality.history.column.age.range.#1", "valid number"),
+        ("range = [20, 90]", "range = [nan, 9]", "modality.history.column.age.range.#1", "should be"),
+        ("range = [20, 90]", "range = [2, inf]", "modality.history.column.age.range.#2", "should be"),
+        ('kind = "tabular"\nencoder = "l', 'kind = "scan"\nencoder = "l', "modality.labs.kind", "'tabular'"),
+        ('"local"', '"lokal"', "modality.labs.encoder", "'shared' or 'local'"),
+        ('"local"', '"shared"', "modality.labs.column", "is missing"),
+        ('encoder = "shared"', 'encoder = "local"', "modality.history.column", "not allowed"),
+        ('name = "sex"', 'name = "age"', "modality.history.column.age", "is named twice"),
+        ('name = "labs"', 'name = "history"', "modality.history", "is named twice"),
+        ('name = "labs"', 'name = "../labs"', "modality.../labs.name", "is not a safe name"),
+        ('"uci-heart"', '"uci/heart"', "study.name", "is not a safe name"),
+        ('"uci-heart"', '"heart\\n"', "study.name", "is not a safe name"),
+        ('["absent", "present"]', '["absent"]', "label.classes", "at least 2"),
+        ('["absent", "present"]', '["present", "present"]', "label.classes", "twice"),
+        ('["female", "male"]', "[]", "modality.history.column.sex.categories", "at least 1"),
+        ('["female", "male"]', '["female", ""]', "modality.history.column.sex.categories", "is empty"),
+        ('["history", "labs"]', '["history", "lab"]', "combination.#1", "unknown modality 'lab'"),
+        ('["history", "labs"]', '["labs", "labs"]', "combination.#1", "twice"),
+        ('["history", "labs"]', "[]", "combination.#1", "is empty"),
+        (
+            "[[combination]]",
+            '[[combination]]\nmodalities = ["labs", "history"]\n[[combination]]',
+            "combination.#2",
+            "repeats",
+        ),
+        ("[study]", "[studdy]", "studdy", "is not a known key"),
+    ],
+)
+def test_broken_files(tmp_path: Path, old: str, new: str, place: str, what: str) -> None:
+    assert old in GOOD
+    with pytest.raises(InputError) as caught:
+        load(GOOD.replace(old, new, 1), tmp_path)
+    found = [problem for problem in caught.value.problems if problem.place == place]
+    assert any(what in problem.what for problem in found), caught.value.problems
+
+
+@pytest.mark.parametrize("count", [0, 63])
+def test_a_study_has_1_to_62_modalities(count: int) -> None:
+    modalities = tuple(Modality(name=f"m{place}", kind="tabular", encoder="local") for place in range(max(count, 62)))
+    fields = {"name": "s", "label": {"name": "y", "classes": ("a", "b")}}
+    assert len(Study.model_validate(fields | {"modalities": modalities[:62]}).modalities) == 62
+    with pytest.raises(ValueError, match=f"lists {count} modalities"):
+        Study.model_validate(fields | {"modalities": modalities[:count]})
+
+
+NAMES = st.from_regex(r"[A-Za-z][A-Za-z0-9_-]{0,8}", fullmatch=True)
+WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), min_size=1, max_size=6)
+LIMITS = st.lists(st.floats(-1e15, 1e15), min_size=2, max_size=2).filter(lambda pair: pair[1] - pair[0] > 1e-9)
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> Study:
+    names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
+    modalities = []
+    for name in names:
+        encoder = draw(st.sampled_from(["shared", "local"]))
+        columns: list[NumericColumn | CategoricalColumn] = []
+        if encoder == "shared":
+            for column in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
+                if draw(st.booleans()):
+                    low, high = draw(LIMITS)
+                    columns.append(NumericColumn(name=column, unit=draw(st.text(max_size=4)), range=(low, high)))
+                else:
+                    categories = tuple(draw(st.lists(WORDS, min_size=1, max_size=4, unique=True)))
+                    columns.append(CategoricalColumn(name=column, categories=categories))
+        section = {"name": name, "kind": "tabular", "encoder": encoder, "columns": tuple(columns)}
+        modalities.append(Modality.model_validate(section))
+    sets = draw(st.lists(st.frozensets(st.sampled_from(names), min_size=1), max_size=3, unique=True))
+    classes = tuple(draw(st.lists(WORDS, min_size=2, max_size=4, unique=True)))
+    return Study(
+        name=draw(NAMES),
+        label=Label(name=draw(NAMES), classes=classes),
+        modalities=tuple(modalities),
+        combinations=tuple(tuple(sorted(members)) for members in sets),
+    )
+
+
+@given(studies())
+@settings(max_examples=40, deadline=None)
+def test_text_forms_round_trip(tmp_path_factory: pytest.TempPathFactory, study: Study) -> None:
+    assert load(study.to_toml(), tmp_path_factory.mktemp("study")) == study
+    assert Study.from_json(study.to_json()) == study
+
+
+@given(studies(), st.data())
+@settings(max_examples=40, deadline=None)
+def test_masks_and_names_are_inverse(study: Study, data: st.DataObject) -> None:
+    mask = data.draw(st.integers(0, study.full_mask))
+    names = study.names_of(mask)
+    assert study.mask_of(reversed(names)) == mask
+    assert len(names) == mask.bit_count()
+    assert study.names_of(study.full_mask) == study.modality_names
+
+
+def test_foreign_masks_and_names_are_refused(tmp_path: Path) -> None:
+    study = load(GOOD, tmp_path)
+    with pytest.raises(ValueError, match="no combination"):
+        study.names_of(4)
+    with pytest.raises(ValueError, match="not in tuple"):
+        study.mask_of(["scan"])
+
+
+@pytest.mark.parametrize("text", ["", "[" * 100_000, "[]", "null", '{"name": "s", "modality": []}'])
+def test_broken_json_is_an_input_error(text: str) -> None:
+    with pytest.raises(InputError, match=r"study \(as received\)"):
+        Study.from_json(text)
