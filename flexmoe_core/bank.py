@@ -5,18 +5,8 @@ Shapes: B patients, M modalities, P tokens, D width, S residual rows (combinatio
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
-
-
-class Bank(Protocol):
-    """Tokens for every modality of every patient; only those of missing modalities are used."""
-
-    def __call__(self, slots_BM: Tensor) -> Tensor:
-        """(B, M) residual rows to (B, M, P, D)."""
-        ...
 
 
 class TableBank(nn.Module):
@@ -28,14 +18,14 @@ class TableBank(nn.Module):
 
     def __init__(self, modalities: int, slots: int, tokens: int, width: int, generator: torch.Generator) -> None:
         super().__init__()
-        scale = width**-0.5
+        self.slots, scale = slots, width**-0.5
         self.default = nn.Parameter(torch.randn(modalities, tokens, width, generator=generator) * scale)
         self.residual = nn.Parameter(torch.zeros(slots, tokens, width))
 
     def forward(self, slots_BM: Tensor) -> Tensor:
         """(B, M) residual rows, negative for the default alone, to (B, M, P, D)."""
         has_row_BM = slots_BM >= 0
-        if len(self.residual) == 0:
+        if self.slots == 0:
             return self.default.expand(len(slots_BM), *self.default.shape)
         residual_BMPD = self.residual[slots_BM.clamp(min=0)] * has_row_BM[:, :, None, None]
         return self.default + residual_BMPD
@@ -46,7 +36,7 @@ class ZeroBank(nn.Module):
 
     def __init__(self, modalities: int, tokens: int, width: int) -> None:
         super().__init__()
-        self.shape = (modalities, tokens, width)
+        self.slots, self.shape = 0, (modalities, tokens, width)
 
     def forward(self, slots_BM: Tensor) -> Tensor:
         """(B, M) residual rows, ignored, to zeros (B, M, P, D)."""

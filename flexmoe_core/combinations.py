@@ -72,7 +72,7 @@ class CombinationTable:
         declared: Iterable[int] = (),
     ) -> CombinationTable:
         """The table of what sites announce ({site: {mask: training patients}}), or of the study's own list."""
-        full = 2**modalities - 1
+        full = (1 << modalities) - 1
         sites = {mask: sum(mask in one for one in announced.values()) for one in announced.values() for mask in one}
         present = set(declared) or set(sites)
         masks = (full, *sorted(present - {full}, key=lambda mask: (-mask.bit_count(), mask)))
@@ -85,7 +85,7 @@ class CombinationTable:
     @property
     def full_mask(self) -> int:
         """The combination in which every modality is observed."""
-        return 2**self.modalities - 1
+        return (1 << self.modalities) - 1
 
     @cached_property
     def slots(self) -> tuple[tuple[int, int], ...]:
@@ -108,7 +108,9 @@ class CombinationTable:
         if own is not None:
             return own
         lacking = [known for known in self.masks if not known >> modality & 1]
-        return self._slot_index[_nearest(mask, lacking), modality] if lacking else NO_SLOT
+        if not lacking:
+            return NO_SLOT
+        return self._slot_index[_nearest(mask, lacking), modality]
 
     def place(self, masks_B: Tensor) -> Placement:
         """Expert, stage membership and bank rows of each patient."""

@@ -38,6 +38,11 @@ def plan_round(round_number: int, settings: CurriculumSettings) -> RoundPlan:
     return RoundPlan(Stage.SPECIALIZE, ordered=round_number == settings.generalize_rounds + 1)
 
 
+def is_specialized(rounds: int, settings: CurriculumSettings) -> bool:
+    """Whether a model after that many rounds routes by combination: as the last of them did."""
+    return plan_round(max(rounds, 1), settings).stage is Stage.SPECIALIZE
+
+
 def teachers(placement: Placement, stage: Stage, settings: CurriculumSettings) -> Tensor | None:
     """Who teaches experts and router (bool, (B,)); None for everybody.
 

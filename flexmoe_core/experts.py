@@ -68,7 +68,7 @@ def mix(
     h_RH = gelu(_per_expert_matmul(x_RD, weights.w1_EDH, ends_E) + weights.b1_EH[expert_R])
     y_RD = _per_expert_matmul(dropout(h_RH, rate, generator), weights.w2_EHD, ends_E) + weights.b2_ED[expert_R]
     # Undoing the sort by its inverse, not by scatter-add, keeps the sum's order fixed on every device.
-    y_TKD = y_RD[torch.argsort(order_R)].reshape(tokens, active, -1)
+    y_TKD = y_RD[torch.argsort(order_R)].reshape(tokens, active, x_TD.shape[1])
     return (y_TKD * gates_TK.unsqueeze(-1).to(y_TKD.dtype)).sum(dim=1)
 
 

@@ -86,14 +86,16 @@ def support_of(name: str, support: Support, model: FlexMoe) -> np.ndarray:
     """The support of one shared tensor, one number per row of its ``TensorSpec``."""
     group = group_of(name)
     if group is Group.ENCODERS:
-        return support.modality_M[[model.modalities.index(name.split(".")[1])]]
+        own = model.modalities.index(name.split(".")[1])
+        return support.modality_M[own : own + 1]
     if group is Group.BANK:
         return support.lacking_M if name == "bank.default" else support.slots_S
     if group in (Group.EXPERTS, Group.ROUTER):
         if name.endswith(".router.gate"):
             return np.array([support.specialized])
         layer = int(name.split(".")[1])
-        return support.experts_LE[model.sparse_layers.index(layer)]
+        routed_E: np.ndarray = support.experts_LE[model.sparse_layers.index(layer)]
+        return routed_E
     if name == "imputed":
         return np.array([support.incomplete])
     return np.array([support.patients])

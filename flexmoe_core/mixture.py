@@ -60,10 +60,10 @@ class Mixture(nn.Module):
         y_TD = self._mix(x_TD, routing, learns_T, generator)
         losses = routing_losses(routing, expert_T, specialized_T, learns_T, self.pinned)
         routed_TE = torch.zeros_like(routing.gates_TE).scatter(1, routing.chosen_TK, 1.0)
-        active = routing.chosen_TK.shape[1]
+        by_patient, active = (patients, tokens, routed_TE.shape[1]), routing.chosen_TK.shape[1]
         use = ExpertUse(
-            gates_BE=routing.gates_TE.detach().reshape(patients, tokens, -1).mean(dim=1),
-            routed_BE=routed_TE.reshape(patients, tokens, -1).mean(dim=1) / active,
+            gates_BE=routing.gates_TE.detach().reshape(by_patient).mean(dim=1),
+            routed_BE=routed_TE.reshape(by_patient).mean(dim=1) / active,
         )
         return y_TD.reshape(x_BND.shape), losses, use
 

@@ -108,7 +108,9 @@ class FlexMoe(nn.Module):
             if layer_losses is not None:
                 losses = losses + layer_losses
                 use.append(layer_use)
-        pooled_BMD = self.norm(x_BND).reshape(len(x_BND), len(self.modalities), -1, x_BND.shape[-1]).mean(dim=2)
+        patients, _, width = x_BND.shape
+        by_modality = (patients, len(self.modalities), self.settings.tokens, width)
+        pooled_BMD = self.norm(x_BND).reshape(by_modality).mean(dim=2)
         pooled = dropout(pooled_BMD.flatten(1), self.settings.dropout, generator)
         return Output(self.head(pooled), losses, tuple(use))
 

@@ -92,7 +92,6 @@ def support_of_epoch(
 ) -> Support:
     """Count the patients behind each part of the model; every patient is seen once per epoch."""
     slots_BM = placement.slots_BM
-    rows = len(model.bank.residual) if hasattr(model.bank, "residual") else 0
     incomplete = float((~placement.full_B).sum())
     return Support(
         patients=float(len(cohort)),
@@ -100,7 +99,7 @@ def support_of_epoch(
         specialized=incomplete if stage is Stage.SPECIALIZE else 0.0,
         modality_M=cohort.observed_BM.sum(dim=0).double().cpu().numpy(),
         lacking_M=(~cohort.observed_BM).sum(dim=0).double().cpu().numpy(),
-        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=rows).double().cpu().numpy(),
+        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=model.bank.slots).double().cpu().numpy(),
         experts_LE=routed_LE,
     )
 

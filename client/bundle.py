@@ -1,0 +1,95 @@
+"""The final model at a site: all weights, the table, the study and the preprocessing, sealed by their hash.
+
+With a bundle a hospital scores new patients offline, whatever they lack.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
+from flexmoe_core.errors import CheckpointError
+from flexmoe_core.messages import Table, Terms
+from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
+from flexmoe_core.validation import FrozenModel
+
+STEM = "model"
+
+
+class BundleFacts(FrozenModel):
+    """All of a bundle but its weights. ``prior`` is the training labels' distribution at this site."""
+
+    site: str
+    terms: Terms
+    table: Table
+    inputs: tuple[ModalityInput, ...]
+    prior: tuple[float, ...]
+    rounds: int
+    preprocessing: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle as it was read: its facts, the model in evaluation form, and the SHA-256 that names it."""
+
+    facts: BundleFacts
+    model: FlexMoe
+    digest: str
+
+
+def write_bundle(folder: Path, model: FlexMoe, facts: BundleFacts) -> str:
+    """Write the bundle into the folder (made if absent) and answer its SHA-256."""
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
+    write_checkpoint(folder / STEM, weights, facts.model_dump(mode="json"))
+    return bundle_digest(folder)
+
+
+def read_bundle(folder: Path) -> Bundle:
+    """Rebuild the model; raises CheckpointError for anything that is not a whole bundle."""
+    arrays, stored = read_checkpoint(folder / STEM)
+    try:
+        facts = BundleFacts.model_validate(stored)
+    except ValidationError as error:
+        raise CheckpointError(f"{folder}: not a bundle of this version ({error.error_count()} facts differ)") from None
+    terms = facts.terms
+    model = build_model(
+        terms.study.modality_names,
+        facts.inputs,
+        len(terms.study.label.classes),
+        facts.table,
+        terms.method.model,
+        terms.seed,
+    )
+    _check_weights(folder, model, arrays)
+    load_parameters(model, {name: torch.from_numpy(value) for name, value in arrays.items()})
+    return Bundle(facts, model, bundle_digest(folder))
+
+
+def bundle_digest(folder: Path) -> str:
+    """SHA-256 of the sealed facts, which hold the hash of the weights."""
+    return hashlib.sha256((folder / f"{STEM}.json").read_bytes()).hexdigest()
+
+
+def prior_of(labels: np.ndarray, classes: int) -> tuple[float, ...]:
+    """The share of each class among training labels."""
+    counts = np.bincount(labels, minlength=classes)
+    return tuple(float(share) for share in counts / counts.sum())
+
+
+def _check_weights(folder: Path, model: FlexMoe, arrays: dict[str, np.ndarray]) -> None:
+    expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    differing = [name for name in sorted(expected | arrays) if _shape(arrays, name) != expected.get(name)]
+    if differing:
+        raise CheckpointError(f"{folder}: weights of another model ({', '.join(differing[:5])})")
+
+
+def _shape(arrays: dict[str, np.ndarray], name: str) -> Sequence[int] | None:
+    return arrays[name].shape if name in arrays else None

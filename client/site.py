@@ -1,0 +1,191 @@
+"""What a hospital answers to the coordinator's three requests. No Flower here: bytes in, bytes out.
+
+Every answer depends on the request, the site's files and the local parameters of the round before, and on
+nothing else: answering twice gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from client.bundle import write_bundle
+from client.cache import load_site
+from client.coverage import announced_combinations, observed_patients
+from client.site_data import SiteData
+from client.state import RunState
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.curriculum import is_specialized, plan_round
+from flexmoe_core.errors import MessageError
+from flexmoe_core.evaluation import cells_to_arrays, predict, score_cells
+from flexmoe_core.groups import Group, is_local, shared_parameters, specs_of, support_of
+from flexmoe_core.messages import (
+    FinishReply,
+    FinishRequest,
+    HandshakeReply,
+    HandshakeRequest,
+    Terms,
+    TrainReply,
+    TrainRequest,
+    decode,
+    encode,
+)
+from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
+from flexmoe_core.naming import with_prefix
+from flexmoe_core.training import train_round
+from flexmoe_core.update import build_update
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on."""
+
+    folder: Path
+    state: Path
+    device: torch.device
+
+    def handshake(self, request_bytes: bytes) -> bytes:
+        """Announce combinations and modalities of at least ``min_cell`` training patients."""
+        request, _ = decode(request_bytes, HandshakeRequest)
+        terms = request.terms
+        data = self._read(terms, ("train", "validation"))
+        training = data.cohorts["train"]
+        reply = HandshakeReply(
+            site=data.name,
+            declared_patients=data.public.patients,
+            declared_full_modality=data.public.full_modality,
+            modalities=data.modalities,
+            patients={split: len(cohort) for split, cohort in data.cohorts.items() if len(cohort) >= terms.min_cell},
+            announced=announced_combinations(training, terms.min_cell),
+            observed=observed_patients(training, terms.study, terms.min_cell),
+        )
+        return encode(reply)
+
+    def train(self, request_bytes: bytes) -> bytes:
+        """Score the incoming state on validation patients, train it for a round, and answer the update."""
+        started = time.perf_counter()
+        request, state = decode(request_bytes, TrainRequest)
+        memory = RunState(self.state, request.terms.run)
+        known = memory.answer_to(request_bytes)
+        if known is not None:
+            return known
+        terms, table = request.terms, request.table
+        data = self._read(terms, ("train", "validation"))
+        model = self._model(terms, table, data, state, memory.local_before(request.round))
+        scored = self._score(model, data.cohorts["validation"], table, terms, request.round - 1)
+
+        cohort = data.cohorts["train"].to(self.device)
+        plan = plan_round(request.round, terms.method.curriculum)
+        placement = table.place(cohort.masks_B)
+        result = train_round(model, cohort, placement, plan, terms.method, terms.seed, data.name, request.round)
+
+        after = self._shared(model, terms)
+        support = {name: support_of(name, result.support, model) for name in after}
+        specs = specs_of({name: model.get_parameter(name) for name in after})
+        update = build_update(specs, state, after, support)
+        reply = TrainReply(
+            site=data.name,
+            round=request.round,
+            attempt=request.attempt,
+            loss=result.loss,
+            seconds=round(time.perf_counter() - started, 4),
+        )
+        answer = encode(
+            reply,
+            with_prefix("weighted", update.weighted)
+            | with_prefix("support", update.support)
+            | with_prefix("validation", scored),
+        )
+        memory.store_local(request.round, self._local(model, terms))
+        memory.store_answer(request_bytes, answer)
+        return answer
+
+    def finish(self, request_bytes: bytes) -> bytes:
+        """Score the final state on validation and, for the first time, test patients; write the bundle."""
+        request, state = decode(request_bytes, FinishRequest)
+        memory = RunState(self.state, request.terms.run)
+        known = memory.answer_to(request_bytes)
+        if known is not None:
+            return known
+        terms, table = request.terms, request.table
+        data = self._read(terms, ("train", "validation", "test"))
+        model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
+        scored = {
+            name: value
+            for split in ("validation", "test")
+            for name, value in with_prefix(
+                split, self._score(model, data.cohorts[split], table, terms, request.round)
+            ).items()
+        }
+        prior = np.bincount(data.cohorts["train"].labels_B.numpy(), minlength=len(terms.study.label.classes))
+        digest = write_bundle(memory.folder / "bundle", model, terms, table, data, prior / prior.sum())
+        answer = encode(FinishReply(site=data.name, bundle=digest), scored)
+        memory.store_answer(request_bytes, answer)
+        return answer
+
+    def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
+        return load_site(self.folder, terms.study, splits, self.state / "cache")
+
+    def _model(
+        self, terms: Terms, table: CombinationTable, data: SiteData, state: Arrays, local: Arrays
+    ) -> FlexMoe:
+        """The model with the coordinator's shared parameters and this site's local ones."""
+        model = build_model(
+            terms.study.modality_names,
+            site_inputs(terms, data),
+            len(terms.study.label.classes),
+            table,
+            terms.method.model,
+            terms.seed,
+        )
+        expected = {name: value.shape for name, value in shared_parameters(model, *_locality(terms)).items()}
+        if {name: value.shape for name, value in state.items()} != expected:
+            raise MessageError("the coordinator's parameters are not those of this study's model")
+        load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
+        return model.to(self.device)
+
+    def _score(
+        self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int
+    ) -> Arrays:
+        """Scores per combination of the model that ``rounds`` rounds of training made."""
+        if len(cohort) == 0:
+            return {}
+        predictions = predict(
+            model, cohort.to(self.device), table, specialize=is_specialized(rounds, terms.method.curriculum)
+        )
+        classes = len(terms.study.label.classes)
+        return cells_to_arrays(score_cells(predictions, cohort, classes, terms.min_cell))
+
+    def _shared(self, model: FlexMoe, terms: Terms) -> Arrays:
+        shared = shared_parameters(model, *_locality(terms))
+        return {name: value.detach().cpu().numpy() for name, value in shared.items()}
+
+    def _local(self, model: FlexMoe, terms: Terms) -> Arrays:
+        return {
+            name: value.detach().cpu().numpy()
+            for name, value in model.named_parameters()
+            if is_local(name, *_locality(terms))
+        }
+
+
+def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:
+    """What this site's model encodes: every shared modality, and the local ones that it has."""
+    return tuple(
+        ModalityInput(modality.name, modality.kind, data.widths[modality.name])
+        for modality in terms.study.modalities
+        if modality.name in data.widths
+    )
+
+
+def _locality(terms: Terms) -> tuple[tuple[str, ...], tuple[Group, ...]]:
+    """Which modalities' encoders and which groups stay at the sites."""
+    local = tuple(modality.name for modality in terms.study.modalities if modality.encoder == "local")
+    return local, terms.local_groups

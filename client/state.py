@@ -1,0 +1,57 @@
+"""What a site remembers between messages: its last answer and its local parameters, one folder per run.
+
+In a deployment every message runs in a new process, so whatever must survive is a file here (mode 0600).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from flexmoe_core.checkpoint import keep_last, latest_checkpoint, write_atomic, write_checkpoint
+
+LOCAL_PREFIX = "local-"
+KEPT_ROUNDS = 2
+
+
+class RunState:
+    """The state of one run at one site."""
+
+    def __init__(self, folder: Path, run: str) -> None:
+        self.folder = folder / run
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def answer_to(self, request: bytes) -> bytes | None:
+        """The stored answer to exactly these bytes, if the last request was the same."""
+        file = self._answer_file
+        if not file.exists():
+            return None
+        stored = file.read_bytes()
+        return stored[32:] if stored[:32] == hashlib.sha256(request).digest() else None
+
+    def store_answer(self, request: bytes, answer: bytes) -> None:
+        """Remember the answer, in place of the previous one."""
+        write_atomic(self._answer_file, hashlib.sha256(request).digest() + answer)
+
+    def local_before(self, round_number: int) -> dict[str, np.ndarray]:
+        """Local parameters as they were before the given round; empty for a site that has not trained yet.
+
+        Later ones are forgotten: the coordinator has gone back to this round.
+        """
+        for file in self.folder.glob(f"{LOCAL_PREFIX}*"):
+            if int(file.stem.removeprefix(LOCAL_PREFIX)) >= round_number:
+                file.unlink()
+        found, _ = latest_checkpoint(self.folder, LOCAL_PREFIX)
+        return found.arrays if found else {}
+
+    def store_local(self, round_number: int, parameters: Mapping[str, np.ndarray]) -> None:
+        """Keep the local parameters as they are after the given round, and those of the round before."""
+        write_checkpoint(self.folder / f"{LOCAL_PREFIX}{round_number:05d}", parameters, {"round": round_number})
+        keep_last(self.folder, KEPT_ROUNDS, LOCAL_PREFIX)
+
+    @property
+    def _answer_file(self) -> Path:
+        return self.folder / "answer.bin"

@@ -1,0 +1,130 @@
+"""What coordinator and hospital say to each other: facts as JSON and arrays as safetensors, in one string of bytes.
+
+Bytes rather than objects: a request's hash then names it, an answer can be stored and given again, and nothing that
+arrives is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Annotated, TypeVar
+
+import numpy as np
+import safetensors.numpy
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from safetensors import SafetensorError
+
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.errors import MessageError
+from flexmoe_core.groups import Group
+from flexmoe_core.settings import MethodSettings
+from flexmoe_core.study import Study
+from flexmoe_core.validation import FrozenModel
+
+RunName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Arrays = Mapping[str, np.ndarray]
+Message = TypeVar("Message", bound=FrozenModel)
+
+_FACTS = "facts"
+
+
+def _table(value: object) -> CombinationTable:
+    if isinstance(value, CombinationTable):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("a combination table is a JSON object")
+    try:
+        return CombinationTable.from_json(value)
+    except (KeyError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+Table = Annotated[
+    CombinationTable, BeforeValidator(_table), PlainSerializer(lambda table: table.to_json(), return_type=dict)
+]
+
+
+class Terms(FrozenModel):
+    """What holds for a whole run: every request repeats it, so that a site needs no memory to answer."""
+
+    run: RunName
+    seed: int
+    study: Study
+    method: MethodSettings
+    local_groups: tuple[Group, ...] = ()
+    min_cell: int = Field(ge=1)
+
+
+class HandshakeRequest(FrozenModel):
+    """Who are you, and which combinations may you announce?"""
+
+    terms: Terms
+
+
+class HandshakeReply(FrozenModel):
+    """Declared facts, and training patients per combination and modality where there are at least ``min_cell``."""
+
+    site: str
+    declared_patients: int | None
+    declared_full_modality: bool | None
+    modalities: tuple[str, ...]
+    patients: dict[str, int]
+    announced: dict[int, int]
+    observed: dict[str, int]
+
+
+class TrainRequest(FrozenModel):
+    """Score the global state on validation patients, then train it for one round. Arrays: the shared parameters."""
+
+    terms: Terms
+    table: Table
+    round: int = Field(ge=1)
+    attempt: int = Field(default=1, ge=1)
+
+
+class TrainReply(FrozenModel):
+    """Arrays: ``weighted/*`` and ``support/*`` (the update), ``validation/<cell>/*`` (scores of what came in)."""
+
+    site: str
+    round: int
+    attempt: int
+    loss: float
+    seconds: float
+
+
+class FinishRequest(FrozenModel):
+    """Score the final state once on validation and test patients, and keep it. Arrays: the shared parameters."""
+
+    terms: Terms
+    table: Table
+    round: int = Field(ge=0)
+
+
+class FinishReply(FrozenModel):
+    """Arrays: ``validation/<cell>/*`` and ``test/<cell>/*``. ``bundle`` is the SHA-256 of the site's bundle."""
+
+    site: str
+    bundle: str
+
+
+def encode(message: FrozenModel, arrays: Arrays | None = None) -> bytes:
+    """One message as bytes; equal messages give equal bytes."""
+    facts = json.dumps({type(message).__name__: message.model_dump(mode="json")}, sort_keys=True)
+    contiguous = {name: np.ascontiguousarray(value) for name, value in sorted((arrays or {}).items())}
+    data: bytes = safetensors.numpy.save(contiguous, metadata={_FACTS: facts})
+    return data
+
+
+def decode(data: bytes, expected: type[Message]) -> tuple[Message, dict[str, np.ndarray]]:
+    """The message and its arrays; raises MessageError for anything that is not such a message."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        facts = json.loads(header["__metadata__"][_FACTS])[expected.__name__]
+        arrays = safetensors.numpy.load(data)
+        return expected.model_validate_json(json.dumps(facts)), arrays
+    except ValidationError as error:
+        wrong = "; ".join(".".join(map(str, one["loc"])) + ": " + one["msg"] for one in error.errors())
+        raise MessageError(f"{expected.__name__} is malformed: {wrong}") from None
+    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+        raise MessageError(f"the bytes are no {expected.__name__} ({type(error).__name__})") from None
