@@ -1,0 +1,28 @@
+"""What is written is what a hospital's own reader accepts."""
+
+from pathlib import Path
+
+import pytest
+
+from client.manifest import read_manifest, site_file, study_problems
+from flexmoe_core.study import load_study
+from simulations.datasets.synthetic import prepare_synthetic
+from simulations.datasets.uci_heart import prepare_uci_heart
+
+
+@pytest.mark.parametrize("dataset", ["uci-heart", "synthetic"])
+def test_every_site_folder_fits_the_study(tmp_path: Path, dataset: str) -> None:
+    out = tmp_path / "study"
+    if dataset == "uci-heart":
+        prepare_uci_heart(out, "flamby", seed=0)
+    else:
+        prepare_synthetic(out, sites=3, modalities=3, patients_per_site=30, classes=3, missing=0.5, seed=0)
+    study = load_study(out / "study.toml")
+    folders = [path for path in out.iterdir() if path.is_dir()]
+    assert len(folders) >= 3
+    for folder in folders:
+        manifest = read_manifest(folder)
+        assert manifest.site.name == folder.name
+        assert study_problems(manifest, study, "site.toml") == []
+        for entry in manifest.modalities:
+            assert site_file(folder, entry.file, "modality").is_file()
