@@ -1,6 +1,6 @@
 """The UCI heart-disease patients: four hospitals that measured different things, with their true missingness.
 
-Source and licence: data/ATTRIBUTION.md. The test patients of protocol ``flamby`` are those of FLamby's
+Source and license: data/ATTRIBUTION.md. The test patients of protocol ``flamby`` are those of FLamby's
 Fed-Heart-Disease (Ogier du Terrail et al., NeurIPS 2022), which drops three columns and then every patient
 with an empty cell; the 180 patients that it drops join training here.
 """

@@ -96,7 +96,7 @@ def test_the_study_declares_every_value_that_is_not_missing(table: pd.DataFrame)
             assert set(values) == set(column.categories)
 
 
-def test_the_attribution_names_the_authors_and_the_licence() -> None:
+def test_the_attribution_names_the_authors_and_the_license() -> None:
     text = (DATA / "ATTRIBUTION.md").read_text(encoding="utf-8")
     wanted = ("Janosi", "Steinbrunn", "Pfisterer", "Detrano", "10.24432/C52P4X", "Attribution 4.0")
     assert [word for word in wanted if word not in text] == []
