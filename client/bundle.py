@@ -18,13 +18,15 @@ from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.errors import CheckpointError
 from flexmoe_core.messages import Table, Terms
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
+from flexmoe_core.study import Column
 from flexmoe_core.validation import FrozenModel
 
 STEM = "model"
 
 
 class BundleFacts(FrozenModel):
-    """All of a bundle but its weights. ``prior`` is the training labels' distribution at this site."""
+    """All of a bundle but its weights. ``prior`` is the training labels' distribution at
+    this site, ``columns`` are the columns behind each modality's features, with the scale that was fitted here."""
 
     site: str
     terms: Terms
@@ -32,7 +34,7 @@ class BundleFacts(FrozenModel):
     inputs: tuple[ModalityInput, ...]
     prior: tuple[float, ...]
     rounds: int
-    preprocessing: str
+    columns: dict[str, tuple[Column, ...]]
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,9 @@ def read_bundle(folder: Path) -> Bundle:
     try:
         facts = BundleFacts.model_validate(stored)
     except ValidationError as error:
-        raise CheckpointError(f"{folder}: not a bundle of this version ({error.error_count()} facts differ)") from None
+        raise CheckpointError(
+            f"{folder}: not a bundle of this version ({error.error_count()} facts differ)"
+        ) from None
     terms = facts.terms
     model = build_model(
         terms.study.modality_names,

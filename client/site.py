@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.bundle import write_bundle
+from client.bundle import BundleFacts, prior_of, write_bundle
 from client.cache import load_site
 from client.coverage import announced_combinations, observed_patients
 from client.site_data import SiteData
@@ -125,8 +125,17 @@ class Site:
                 split, self._score(model, data.cohorts[split], table, terms, request.round)
             ).items()
         }
-        prior = np.bincount(data.cohorts["train"].labels_B.numpy(), minlength=len(terms.study.label.classes))
-        digest = write_bundle(memory.folder / "bundle", model, terms, table, data, prior / prior.sum())
+        labels = data.cohorts["train"].labels_B.numpy()
+        facts = BundleFacts(
+            site=data.name,
+            terms=terms,
+            table=table,
+            inputs=site_inputs(terms, data),
+            prior=prior_of(labels, len(terms.study.label.classes)),
+            rounds=request.round,
+            columns=dict(data.columns),
+        )
+        digest = write_bundle(memory.folder / "bundle", model, facts)
         answer = encode(FinishReply(site=data.name, bundle=digest), scored)
         memory.store_answer(request_bytes, answer)
         return answer
@@ -134,9 +143,7 @@ class Site:
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
         return load_site(self.folder, terms.study, splits, self.state / "cache")
 
-    def _model(
-        self, terms: Terms, table: CombinationTable, data: SiteData, state: Arrays, local: Arrays
-    ) -> FlexMoe:
+    def _model(self, terms: Terms, table: CombinationTable, data: SiteData, state: Arrays, local: Arrays) -> FlexMoe:
         """The model with the coordinator's shared parameters and this site's local ones."""
         model = build_model(
             terms.study.modality_names,
@@ -152,9 +159,7 @@ class Site:
         load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
         return model.to(self.device)
 
-    def _score(
-        self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int
-    ) -> Arrays:
+    def _score(self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int) -> Arrays:
         """Scores per combination of the model that ``rounds`` rounds of training made."""
         if len(cohort) == 0:
             return {}
@@ -178,10 +183,11 @@ class Site:
 
 def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:
     """What this site's model encodes: every shared modality, and the local ones that it has."""
+    widths = {one.name: one.width for one in terms.study.modalities if one.encoder == "shared"} | data.widths
     return tuple(
-        ModalityInput(modality.name, modality.kind, data.widths[modality.name])
+        ModalityInput(modality.name, modality.kind, widths[modality.name])
         for modality in terms.study.modalities
-        if modality.name in data.widths
+        if modality.name in widths
     )
 
 

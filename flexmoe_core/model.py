@@ -120,7 +120,7 @@ class FlexMoe(nn.Module):
         tokens_BPD = []
         for m, name in enumerate(self.modalities):
             here_BPD = missing_BMPD[:, m]
-            if name in self.encoders:
+            if name in self.encoders and name in cohort.inputs:
                 index_S = cohort.observed_BM[:, m].nonzero().squeeze(1)
                 encoded_SPD = self.encoders[name](cohort.inputs[name][index_S], generator)
                 here_BPD = here_BPD.index_copy(0, index_S, encoded_SPD.to(here_BPD.dtype))

@@ -1,0 +1,37 @@
+"""The Flower ServerApp of the coordinator: opens the run folder and runs the federation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from server.federation import Federation, RoundObserver
+from server.run_store import RunStore
+
+
+def _silent(row: Mapping[str, Any]) -> None:
+    """Nobody watches."""
+
+
+def build_app(observe: RoundObserver = _silent) -> ServerApp:
+    """A ServerApp that tells every round to ``observe``.
+
+    Run configuration: ``run-folder`` (made by ``RunStore.create``) and ``resume``.
+    """
+    server_app = ServerApp()
+
+    @server_app.main()
+    def main(grid: Grid, context: Context) -> None:
+        torch.set_num_threads(1)
+        store = RunStore.open(Path(str(context.run_config["run-folder"])))
+        Federation(grid, store, bool(context.run_config["resume"]), observe).run()
+
+    return server_app
+
+
+app = build_app()

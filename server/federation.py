@@ -1,0 +1,192 @@
+"""One run of a federation: handshake, rounds, finish. The whole loop stands in ``Federation.run``."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from flwr.serverapp import Grid
+
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.curriculum import plan_round
+from flexmoe_core.errors import RunFailed
+from flexmoe_core.groups import shared_parameters, specs_of
+from flexmoe_core.messages import FinishRequest, Terms, TrainRequest, encode
+from flexmoe_core.model import FlexMoe, ModalityInput, build_model
+from flexmoe_core.naming import under_prefix, with_prefix
+from server.averaging import RoundAverage
+from server.conversation import ask
+from server.early_stop import EarlyStop
+from server.handshake import Participants, shake_hands
+from server.metrics import Results, metrics_of, read_finish
+from server.replies import read_train_replies
+from server.run_store import RunStore
+
+RoundObserver = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass
+class Progress:
+    """All that one round hands to the next, and that a checkpoint holds."""
+
+    round: int
+    aggregated: int
+    state: dict[str, np.ndarray]
+    history: list[dict[str, Any]]
+    stopped: bool = False
+
+
+class Federation:
+    """A run over the sites that a grid reaches, with its store; continues where the store's checkpoint ends."""
+
+    def __init__(self, grid: Grid, store: RunStore, resume: bool, observe: RoundObserver) -> None:
+        self._grid, self._store, self._resume, self._observe = grid, store, resume, observe
+        self._settings = store.settings
+        federation = self._settings.federation
+        self._terms = Terms(
+            run=store.run,
+            seed=self._settings.seed,
+            study=store.study,
+            method=self._settings.method,
+            local_groups=federation.local_groups,
+            min_cell=federation.min_cell,
+        )
+        self._average = RoundAverage(federation.averaging)
+        self._early_stop = EarlyStop(federation.early_stop)
+
+    def run(self) -> None:
+        """Raises RunFailed without a quorum, or when too few rounds were aggregated."""
+        started = time.monotonic()
+        federation = self._settings.federation
+        sites = shake_hands(self._grid, self._terms, federation.quorum, federation.deadline_s)
+        progress = self._start(sites)
+        while progress.round < federation.rounds and not progress.stopped:
+            self._train_round(sites, progress)
+            self._save(progress)
+        self._require_enough(progress.aggregated, progress.round)
+        results = self._finish(sites, progress)
+        self._store.save_results(*results.to_store(sites.facts(), self._table))
+        self._store.save_metrics(
+            metrics_of(results, self._settings.seed, self._terms, self._store.history(), time.monotonic() - started)
+        )
+
+    def _start(self, sites: Participants) -> Progress:
+        """The state before the first round, or that of the last checkpoint."""
+        stored = self._store.last_round() if self._resume else None
+        self._table = CombinationTable.from_json(stored[1]["table"]) if stored else sites.table(self._terms)
+        model = initial_model(self._terms, self._table)
+        shared = shared_parameters(model, local_modalities(self._terms), self._terms.local_groups)
+        self._specs = specs_of(shared)
+        self._optimizer = self._settings.federation.optimizer.build(self._specs)
+        if stored is None:
+            state = {name: value.detach().numpy().copy() for name, value in shared.items()}
+            progress = Progress(round=0, aggregated=0, state=state, history=[])
+            self._save(progress)
+            return progress
+        arrays, facts, refused = stored
+        self._optimizer.load_state_arrays(under_prefix("optimizer", arrays))
+        self._average.load_state_arrays(under_prefix("average", arrays))
+        self._early_stop.load_state(facts["early_stop"])
+        self._store.rewind_history(facts["round"])
+        for reason in refused:
+            self._observe({"refused_checkpoint": reason})
+        return Progress(
+            round=facts["round"],
+            aggregated=facts["aggregated"],
+            state=under_prefix("state", arrays),
+            history=facts["history"],
+            stopped=facts["stopped"],
+        )
+
+    def _train_round(self, sites: Participants, progress: Progress) -> None:
+        started = time.monotonic()
+        federation, number = self._settings.federation, progress.round + 1
+        request = TrainRequest(terms=self._terms, table=self._table, round=number)
+        answers = ask(self._grid, sites.nodes, "train", encode(request, progress.state), federation.deadline_s)
+        replies = read_train_replies(answers.payloads, request, self._specs, federation.limits)
+        aggregated = len(replies.updates) >= federation.quorum
+        refused_rows: dict[str, tuple[int, ...]] = {}
+        if aggregated:
+            aggregator = federation.aggregation.build(self._specs)
+            for site in sorted(replies.updates):
+                aggregator.add(replies.updates[site])
+            aggregate = aggregator.mean()
+            refused_rows = aggregate.refused
+            progress.state = self._optimizer.step(progress.state, aggregate)
+            self._average.add(progress.state)
+        progress.round, progress.aggregated = number, progress.aggregated + aggregated
+        row = {
+            "round": number,
+            "stage": plan_round(number, self._settings.method.curriculum).stage.value,
+            "aggregated": aggregated,
+            "answered": sorted(replies.updates),
+            "missing": sorted(answers.missing),
+            "failed": dict(sorted(answers.failed.items())),
+            "dropped": dict(sorted(replies.dropped.items())),
+            "refused_rows": refused_rows,
+            "loss": dict(sorted(replies.losses.items())),
+            "validation": replies.validation(number - 1),
+        }
+        progress.history.append(row)
+        progress.stopped = self._early_stop.should_stop(
+            replies.pooled_validation(federation.early_stop.metric) if replies.cells else None
+        )
+        timed = row | {
+            "seconds": round(time.monotonic() - started, 4),
+            "training_seconds": dict(sorted(replies.seconds.items())),
+            "bytes_up": answers.bytes_up,
+            "bytes_down": answers.bytes_down,
+        }
+        self._store.append_history(timed)
+        self._observe(timed)
+
+    def _save(self, progress: Progress) -> None:
+        arrays = (
+            with_prefix("state", progress.state)
+            | with_prefix("optimizer", self._optimizer.state_arrays())
+            | with_prefix("average", self._average.state_arrays())
+        )
+        facts = {
+            "round": progress.round,
+            "aggregated": progress.aggregated,
+            "stopped": progress.stopped,
+            "table": self._table.to_json(),
+            "early_stop": self._early_stop.state(),
+            "history": progress.history,
+        }
+        self._store.save_round(progress.round, arrays, facts)
+
+    def _require_enough(self, aggregated: int, rounds: int) -> None:
+        needed = math.ceil(self._settings.federation.min_aggregated * rounds)
+        if aggregated < max(needed, 1):
+            raise RunFailed(
+                f"only {aggregated} of {rounds} rounds were aggregated, {needed} are needed; "
+                f"{self._store.folder / 'history.jsonl'} names the sites that were missing"
+            )
+
+    def _finish(self, sites: Participants, progress: Progress) -> Results:
+        federation = self._settings.federation
+        final = self._average.mean()
+        request = FinishRequest(terms=self._terms, table=self._table, round=progress.round)
+        answers = ask(self._grid, sites.nodes, "evaluate", encode(request, final), federation.deadline_s)
+        results = read_finish(answers, self._terms, progress.round)
+        if len(results.test) < federation.quorum:
+            raise RunFailed(f"only {len(results.test)} of {federation.quorum} needed sites scored the final model")
+        return results
+
+
+def local_modalities(terms: Terms) -> tuple[str, ...]:
+    """Modalities whose encoders never leave their site."""
+    return tuple(modality.name for modality in terms.study.modalities if modality.encoder == "local")
+
+
+def initial_model(terms: Terms, table: CombinationTable) -> FlexMoe:
+    """The model that a run starts from, without the encoders that only sites have."""
+    study = terms.study
+    shared = [modality for modality in study.modalities if modality.encoder == "shared"]
+    inputs = [ModalityInput(modality.name, modality.kind, modality.width) for modality in shared]
+    return build_model(study.modality_names, inputs, len(study.label.classes), table, terms.method.model, terms.seed)

@@ -1,0 +1,79 @@
+"""The first message of a run: who takes part, what they announce, and the combination table made of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flwr.serverapp import Grid
+
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.errors import MessageError, RunFailed
+from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
+from server.conversation import Answers, ask
+
+POLL_S = 1.0
+
+
+@dataclass(frozen=True)
+class Participants:
+    """Sites by name: their node, and what they announced. ``refused`` says in words whom the run goes without."""
+
+    nodes: dict[str, int]
+    replies: dict[str, HandshakeReply]
+    refused: dict[str, str]
+
+    def table(self, terms: Terms) -> CombinationTable:
+        """The study's own table, or that of the announced combinations."""
+        study = terms.study
+        return CombinationTable.build(
+            modalities=len(study.modalities),
+            experts=terms.method.model.experts,
+            announced={name: reply.announced for name, reply in self.replies.items()},
+            min_full=terms.method.curriculum.min_full,
+            declared=[study.mask_of(names) for names in study.combinations],
+        )
+
+    def facts(self) -> dict[str, Any]:
+        """What the sites announced, for the run store and the report."""
+        return {name: reply.model_dump(mode="json") for name, reply in sorted(self.replies.items())}
+
+
+def shake_hands(
+    grid: Grid, terms: Terms, quorum: int, deadline_s: float, sleep: Callable[[float], None] = time.sleep
+) -> Participants:
+    """Wait until the quorum is online, ask everybody once, and raise RunFailed without a quorum of answers."""
+    started = time.monotonic()
+    while len(list(grid.get_node_ids())) < quorum:
+        if time.monotonic() - started > deadline_s:
+            raise RunFailed(f"fewer than {quorum} sites came online within {deadline_s:g} s")
+        sleep(POLL_S)
+    nodes = {str(node): node for node in grid.get_node_ids()}
+    answers = ask(grid, nodes, "query.handshake", encode(HandshakeRequest(terms=terms)), deadline_s)
+    participants = _admit(answers, nodes, terms)
+    if len(participants.nodes) < quorum:
+        reasons = "; ".join(f"node {node}: {why}" for node, why in sorted(participants.refused.items()))
+        raise RunFailed(f"{len(participants.nodes)} of {quorum} needed sites answered the handshake. {reasons}")
+    return participants
+
+
+def _admit(answers: Answers, nodes: Mapping[str, int], terms: Terms) -> Participants:
+    admitted: dict[str, int] = {}
+    replies: dict[str, HandshakeReply] = {}
+    refused = dict(answers.failed) | dict.fromkeys(answers.missing, "no answer")
+    for node, payload in sorted(answers.payloads.items()):
+        try:
+            reply, _ = decode(payload, HandshakeReply)
+        except MessageError as error:
+            refused[node] = str(error)
+            continue
+        unknown = [mask for mask in reply.announced if not 0 < mask <= terms.study.full_mask]
+        if reply.site in admitted:
+            refused[node] = f"a second site calls itself {reply.site}"
+        elif unknown:
+            refused[node] = f"{reply.site} announces combinations that the study does not have"
+        else:
+            admitted[reply.site], replies[reply.site] = nodes[node], reply
+    return Participants(admitted, replies, refused)

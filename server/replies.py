@@ -1,0 +1,96 @@
+"""The answers of one training round: read, checked one by one, and sorted into updates and dropped sites."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from flexmoe_core.errors import MessageError
+from flexmoe_core.evaluation import CellResult, cells_from_arrays
+from flexmoe_core.messages import TrainReply, TrainRequest, decode
+from flexmoe_core.naming import under_prefix
+from flexmoe_core.score_metrics import METRICS, summary
+from flexmoe_core.scores import Scores
+from flexmoe_core.update import TensorSpec, Update
+from server.door import UpdateLimits, validate_reply
+
+Cells = dict[int | None, CellResult]
+
+
+@dataclass(frozen=True)
+class TrainReplies:
+    """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons."""
+
+    updates: dict[str, Update]
+    dropped: dict[str, list[str]]
+    losses: dict[str, float]
+    seconds: dict[str, float]
+    cells: dict[str, Cells]
+
+    def validation(self, after_round: int) -> dict[str, Any]:
+        """Validation metrics of the state that the round started from, pooled and by site."""
+        sites = {site: summary(total_scores(cells)) for site, cells in sorted(self.cells.items()) if cells}
+        pooled = self._pooled()
+        return {"round": after_round, "pooled": summary(pooled) if pooled else None, "sites": sites}
+
+    def pooled_validation(self, metric: str) -> float | None:
+        """One pooled validation metric."""
+        pooled = self._pooled()
+        return METRICS[metric].compute(pooled) if pooled else None
+
+    def _pooled(self) -> Scores | None:
+        scores = [total_scores(cells) for _, cells in sorted(self.cells.items()) if cells]
+        return sum(scores[1:], start=scores[0]) if scores else None
+
+
+def total_scores(cells: Cells) -> Scores:
+    """The scores of all patients of some cells, at least one."""
+    first, *rest = (cell.scores for cell in cells.values())
+    return sum(rest, start=first)
+
+
+def read_train_replies(
+    payloads: Mapping[str, bytes], request: TrainRequest, specs: tuple[TensorSpec, ...], limits: UpdateLimits
+) -> TrainReplies:
+    """Check every reply by itself: a bad one costs its own site the round, and nobody else."""
+    replies = TrainReplies({}, {}, {}, {}, {})
+    for site, payload in sorted(payloads.items()):
+        try:
+            reply, arrays = decode(payload, TrainReply)
+            cells = _read_cells(arrays, request)
+        except MessageError as error:
+            replies.dropped[site] = [str(error)]
+            continue
+        update = Update(under_prefix("weighted", arrays), under_prefix("support", arrays))
+        problems = [*_problems_of_facts(site, reply, request), *validate_reply(update, specs, limits)]
+        if problems:
+            replies.dropped[site] = problems
+            continue
+        replies.updates[site], replies.cells[site] = update, cells
+        replies.losses[site], replies.seconds[site] = reply.loss, reply.seconds
+    return replies
+
+
+def _read_cells(arrays: Mapping[str, np.ndarray], request: TrainRequest) -> Cells:
+    terms = request.terms
+    return cells_from_arrays(
+        under_prefix("validation", arrays),
+        len(terms.study.label.classes),
+        terms.method.model.experts,
+        terms.study.full_mask,
+    )
+
+
+def _problems_of_facts(site: str, reply: TrainReply, request: TrainRequest) -> list[str]:
+    problems = []
+    if reply.site != site:
+        problems.append("the reply calls itself by another site's name")
+    if (reply.round, reply.attempt) != (request.round, request.attempt):
+        problems.append(f"the reply is to round {reply.round}, attempt {reply.attempt}")
+    if not (math.isfinite(reply.loss) and math.isfinite(reply.seconds)):
+        problems.append("loss or seconds are not finite")
+    return problems

@@ -1,0 +1,120 @@
+"""A run's folder: config.toml, study.toml, checkpoint/, history.jsonl, results, metrics.json.
+
+Everything that a fresh machine needs to resume is here. Writes are atomic; times stand in the history only, so that
+equal runs have equal checkpoints.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flexmoe_core.checkpoint import keep_last, latest_checkpoint, read_checkpoint, write_atomic, write_checkpoint
+from flexmoe_core.errors import CheckpointError, InputError, Problem
+from flexmoe_core.study import Study, load_study
+from server.settings import RunSettings, load_settings
+
+PUBLIC_MODE = 0o644
+KEPT_CHECKPOINTS = 2
+
+
+class RunStore:
+    """Reads and writes one run's folder; the coordinator is its only writer."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @classmethod
+    def create(cls, folder: Path, study: Study, settings: RunSettings) -> RunStore:
+        """A new run; raises InputError where the folder already holds something."""
+        if folder.exists() and any(folder.iterdir()):
+            remedy = "Choose another folder, or continue that run with --resume."
+            raise InputError([Problem(str(folder), "", "is not empty", remedy)])
+        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        store = cls(folder)
+        store._write_text("config.toml", settings.to_toml())
+        store._write_text("study.toml", study.to_toml())
+        store._write_text("run.json", json.dumps({"run": secrets.token_hex(16)}) + "\n")
+        return store
+
+    @classmethod
+    def open(cls, folder: Path) -> RunStore:
+        """An existing run; raises InputError where there is none."""
+        if not (folder / "run.json").is_file():
+            raise InputError([Problem(str(folder), "", "holds no run", "Start one without --resume.")])
+        return cls(folder)
+
+    @property
+    def run(self) -> str:
+        """The name that tells this run from all others."""
+        name: str = json.loads((self.folder / "run.json").read_text())["run"]
+        return name
+
+    @property
+    def study(self) -> Study:
+        """The study that the run was started with."""
+        return load_study(self.folder / "study.toml")
+
+    @property
+    def settings(self) -> RunSettings:
+        """The settings that the run was started with."""
+        return load_settings(self.folder / "config.toml")
+
+    def save_round(self, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Write the checkpoint of a round, and keep it and the one before."""
+        write_checkpoint(self.folder / "checkpoint" / f"round-{number:05d}", arrays, facts)
+        keep_last(self.folder / "checkpoint", KEPT_CHECKPOINTS)
+
+    def last_round(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
+        """Arrays and facts of the newest readable checkpoint, and in words why newer ones were refused."""
+        found, refused = latest_checkpoint(self.folder / "checkpoint")
+        if found is None:
+            why = "; ".join(refused) or "there is none"
+            raise CheckpointError(f"{self.folder / 'checkpoint'}: no checkpoint to resume from ({why})")
+        return found.arrays, found.facts, refused
+
+    def append_history(self, row: Mapping[str, Any]) -> None:
+        """Add one line to history.jsonl."""
+        with (self.folder / "history.jsonl").open("a") as file:
+            file.write(json.dumps(row, sort_keys=True) + "\n")
+
+    def history(self) -> list[dict[str, Any]]:
+        """All lines of history.jsonl; a last one that a kill cut short is left out."""
+        file = self.folder / "history.jsonl"
+        rows: list[dict[str, Any]] = []
+        for line in file.read_text().splitlines() if file.exists() else []:
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
+
+    def rewind_history(self, last_round: int) -> None:
+        """Forget the lines of rounds after ``last_round``: they will be run again."""
+        kept = [row for row in self.history() if row["round"] <= last_round]
+        self._write_text("history.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+
+    def save_results(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+        """Write what the report is made of: score counts, routing and coverage."""
+        write_checkpoint(self.folder / "results", arrays, facts)
+
+    def results(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """What ``save_results`` wrote; raises CheckpointError where the run has not finished."""
+        return read_checkpoint(self.folder / "results")
+
+    def save_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json."""
+        self._write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
+
+    def metrics(self) -> dict[str, Any]:
+        """What ``save_metrics`` wrote."""
+        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
+        return metrics
+
+    def _write_text(self, name: str, text: str) -> None:
+        write_atomic(self.folder / name, text.encode(), PUBLIC_MODE)

@@ -1,0 +1,109 @@
+"""The settings of a whole run: the method's and the federation's, from a preset, a file and single overrides."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import Field
+
+from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.groups import Group
+from flexmoe_core.settings import PRESETS, MethodSettings
+from flexmoe_core.validation import FrozenModel, read_toml, suggestion, validate
+from server.door import UpdateLimits
+from server.optimizers import ServerOptimizerSettings
+from server.robust import AggregationSettings
+
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class EarlyStopSettings(FrozenModel):
+    """Stop when the pooled validation metric has not improved for ``patience`` rounds (0: never stop early)."""
+
+    metric: Literal["auroc", "auprc", "accuracy", "macro_f1", "brier", "ece", "log_loss"] = "log_loss"
+    patience: int = Field(default=0, ge=0)
+
+
+class FederationSettings(FrozenModel):
+    """Rounds, who must take part, and how updates become the next global state."""
+
+    rounds: int = Field(default=40, ge=1)
+    quorum: int = Field(default=1, ge=1, description="sites without which a round is not aggregated")
+    min_aggregated: Share = Field(default=0.8, description="share of rounds without which the run fails")
+    deadline_s: float = Field(default=3600.0, gt=0, description="seconds to wait for the answers of a round")
+    min_cell: int = Field(default=5, ge=1, description="patients below which a combination is not announced")
+    averaging: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean over rounds; 0: last round")
+    local_groups: tuple[Group, ...] = ()
+    optimizer: ServerOptimizerSettings = ServerOptimizerSettings()
+    aggregation: AggregationSettings = AggregationSettings()
+    limits: UpdateLimits = UpdateLimits()
+    early_stop: EarlyStopSettings = EarlyStopSettings()
+
+
+class RunSettings(FrozenModel):
+    """Everything that a run needs beside its study; written to its config.toml."""
+
+    seed: int = Field(default=0, ge=0)
+    method: MethodSettings = MethodSettings()
+    federation: FederationSettings = FederationSettings()
+
+    def to_toml(self) -> str:
+        """The text of a config.toml that gives the same settings."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_settings(path: Path) -> RunSettings:
+    """The settings in a config.toml; raises InputError with every problem."""
+    return read_toml(path, RunSettings)
+
+
+def settings_with(overrides: Iterable[str], preset: str = "small", seed: int | None = None) -> RunSettings:
+    """A preset changed by ``key=value`` overrides with dotted keys; raises InputError with every problem.
+
+    Values are written as in TOML; a bare word is a string.
+    """
+    problems: list[Problem] = []
+    if preset not in PRESETS:
+        problems.append(Problem("--preset", preset, "is not a known preset", suggestion(preset, list(PRESETS))))
+        preset = "small"
+    tree: dict[str, Any] = {"method": PRESETS[preset]().model_dump()}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator or not key:
+            problems.append(Problem("--set", override, "is not of the form key=value", "Write e.g. seed=1."))
+        elif not _assign(tree, key.strip().split("."), _value(text.strip())):
+            problems.append(Problem("--set", key, "sets a key below a value", "Give the full dotted key once."))
+    if seed is not None:
+        tree["seed"] = seed
+    try:
+        settings = validate(tree, RunSettings, "--set")
+    except InputError as error:
+        raise InputError([*problems, *error.problems]) from None
+    if problems:
+        raise InputError(problems)
+    return settings
+
+
+def _assign(tree: dict[str, Any], path: list[str], value: object) -> bool:
+    """Set a value at a dotted path; False where the path leads through something that is no table."""
+    *parents, last = path
+    node: Any = tree
+    for part in parents:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            return False
+    if isinstance(node.get(last), Mapping):
+        return False
+    node[last] = value
+    return True
+
+
+def _value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
