@@ -50,7 +50,8 @@ def _answer(message: Message, context: Context, answer: Callable[[Site, bytes], 
     site = _site(context)
     site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
-        payload = answer(site, message.content["payload"]["bytes"].numpy().tobytes())
+        request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
+        payload = answer(site, request)
     except Exception as error:
         error_id = secrets.token_hex(4)
         _log(site.state / "site.log", error_id, error)

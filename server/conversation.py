@@ -63,14 +63,11 @@ def _pack(payload: bytes) -> RecordDict:
 
 
 def _unpack(content: RecordDict) -> bytes:
-    record = content["payload"]
-    if not isinstance(record, ArrayRecord):
-        raise TypeError("the payload is no array record")
-    values = record["bytes"].numpy()
+    values = content.array_records["payload"]["bytes"].numpy()
     if values.dtype != np.uint8:
         raise TypeError("the payload is not bytes")
     return values.tobytes()
 
 
-def _first_line(reason: str) -> str:
+def _first_line(reason: str | None) -> str:
     return reason.splitlines()[0][:200] if reason else "no reason given"

@@ -1,0 +1,88 @@
+"""One federation on this machine: site folders in, run folder out, on either engine."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from flwr.app import UserConfigValue
+
+from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.study import load_study
+from server.app import build_app
+from server.federation import RoundObserver
+from server.run_store import RunStore
+from server.settings import RunSettings
+from simulations.engines.app_folder import write_app_folder
+from simulations.engines.faults import FaultPlan
+from simulations.engines.inprocess import Node, run_inprocess
+from simulations.engines.ray import run_ray
+
+Engine = Literal["inprocess", "ray"]
+CLIENT_APP = "client.app:app"
+RAY_TIMEOUT_S = 24 * 3600.0
+
+
+def simulate(
+    study_folder: Path,
+    run_folder: Path,
+    settings: RunSettings | None,
+    *,
+    engine: Engine = "inprocess",
+    sites: Collection[str] | None = None,
+    observe: RoundObserver | None = None,
+    faults: FaultPlan | None = None,
+    processes: int = 0,
+) -> RunStore:
+    """Run a federation over the site folders below ``study_folder``, or over some of them by name.
+
+    ``settings`` None resumes the run in ``run_folder``. Raises InputError, CheckpointError or RunFailed.
+    """
+    folders = site_folders(study_folder, sites)
+    resume = settings is None
+    if settings is None:
+        store = RunStore.open(run_folder)
+    else:
+        store = RunStore.create(run_folder, load_study(study_folder / "study.toml"), settings)
+    run_config: dict[str, UserConfigValue] = {
+        "study-folder": str(study_folder.resolve()),
+        "run-folder": str(run_folder.resolve()),
+        "resume": resume,
+    }
+    if engine == "ray":
+        with tempfile.TemporaryDirectory() as scratch:
+            run_ray(write_app_folder(Path(scratch)), run_config, len(folders), timeout_s=RAY_TIMEOUT_S)
+        return store
+    nodes = [
+        Node(name, {"site": str(folder), "state": str(site_state(run_folder, name))})
+        for name, folder in folders.items()
+    ]
+    app = build_app(observe or _silent)
+    run_inprocess(app, CLIENT_APP, nodes, run_config, faults=faults, processes=processes)
+    return store
+
+
+def site_folders(study_folder: Path, sites: Collection[str] | None = None) -> dict[str, Path]:
+    """Absolute site folders by folder name, in order; raises InputError where there are none."""
+    found = {file.parent.name: file.parent.resolve() for file in sorted(study_folder.glob("*/site.toml"))}
+    chosen = {name: folder for name, folder in found.items() if sites is None or name in sites}
+    if not chosen:
+        remedy = "Name a folder that 'flexmoe-sim prepare' wrote."
+        raise InputError([Problem(str(study_folder), "", "holds no folder with a site.toml", remedy)])
+    return chosen
+
+
+def site_state(run_folder: Path, site: str) -> Path:
+    """Where a simulated site keeps its own files."""
+    return run_folder.resolve() / "sites" / site
+
+
+def site_bundle(store: RunStore, site: str) -> Path:
+    """The bundle that a simulated site wrote at the end of a run."""
+    return site_state(store.folder, site) / store.run / "bundle"
+
+
+def _silent(row: Mapping[str, Any]) -> None:
+    """Nobody watches."""
