@@ -30,6 +30,11 @@ def test_codes_are_the_nearest_multiples_of_the_resolution(numbers: list[float])
     np.testing.assert_allclose(from_fixed_point(codes), numbers, rtol=0, atol=2.0**-33)
 
 
+def test_codes_round_to_nearest_and_half_to_even() -> None:
+    units = np.array([0.75, -0.75, 0.25, 0.5, 1.5], np.float32)
+    assert to_fixed_point(units * np.float32(2.0**-SCALE_BITS)).tolist() == [1, -1, 0, 0, 2]
+
+
 def test_the_largest_codes_of_the_most_sites_fit_int64() -> None:
     largest = np.nextafter(np.array([EDGE]), 0.0)
     assert MAX_SITES * int(to_fixed_point(largest)[0]) < 2**63

@@ -145,8 +145,9 @@ def test_a_restored_optimizer_continues_in_the_same_bits(name: str, tmp_path_fac
 
     first = settings_of(name).build(SPECS)
     halfway = run(first, state, rounds[:3])
-    write_checkpoint(path, first.state_arrays(), {})
-    run(first, halfway, rounds[3:])  # what happens after the checkpoint must not leak into it
+    saved = first.state_arrays()
+    run(first, halfway, rounds[3:])  # what happens after the snapshot must not leak into it
+    write_checkpoint(path, saved, {})
 
     second = settings_of(name).build(SPECS)
     second.load_state_arrays(read_checkpoint(path)[0])
