@@ -1,4 +1,5 @@
-"""What coordinator and hospital say to each other: facts as JSON and arrays as safetensors, in one string of bytes.
+"""What coordinator and hospital say to each other: facts as JSON and arrays as safetensors, in one string of bytes
+that begins with its own SHA-256.
 
 Bytes rather than objects: a request's hash then names it, an answer can be stored and given again, and nothing that
 arrives is ever unpickled.
@@ -6,6 +7,7 @@ arrives is ever unpickled.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
@@ -26,6 +28,7 @@ RunName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Arrays = Mapping[str, np.ndarray]
 Message = TypeVar("Message", bound=FrozenModel)
 
+DIGEST_BYTES = 32
 _FACTS = "facts"
 
 
@@ -111,20 +114,23 @@ class FinishReply(FrozenModel):
 def encode(message: FrozenModel, arrays: Arrays | None = None) -> bytes:
     """One message as bytes; equal messages give equal bytes."""
     facts = json.dumps({type(message).__name__: message.model_dump(mode="json")}, sort_keys=True)
-    contiguous = {name: np.ascontiguousarray(value) for name, value in sorted((arrays or {}).items())}
-    data: bytes = safetensors.numpy.save(contiguous, metadata={_FACTS: facts})
-    return data
+    contiguous = {name: np.asarray(value, order="C") for name, value in sorted((arrays or {}).items())}
+    body: bytes = safetensors.numpy.save(contiguous, metadata={_FACTS: facts})
+    return hashlib.sha256(body).digest() + body
 
 
 def decode(data: bytes, expected: type[Message]) -> tuple[Message, dict[str, np.ndarray]]:
     """The message and its arrays; raises MessageError for anything that is not such a message."""
+    digest, body = data[:DIGEST_BYTES], data[DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise MessageError(f"the bytes are no {expected.__name__}, or were damaged on their way")
     try:
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])
         facts = json.loads(header["__metadata__"][_FACTS])[expected.__name__]
-        arrays = safetensors.numpy.load(data)
+        arrays = safetensors.numpy.load(body)
         return expected.model_validate_json(json.dumps(facts)), arrays
     except ValidationError as error:
         wrong = "; ".join(".".join(map(str, one["loc"])) + ": " + one["msg"] for one in error.errors())
         raise MessageError(f"{expected.__name__} is malformed: {wrong}") from None
-    except (SafetensorError, KeyError, ValueError, TypeError, AttributeError, OverflowError) as error:
+    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise MessageError(f"the bytes are no {expected.__name__} ({type(error).__name__})") from None

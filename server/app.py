@@ -21,7 +21,8 @@ def _silent(row: Mapping[str, Any]) -> None:
 def build_app(observe: RoundObserver = _silent) -> ServerApp:
     """A ServerApp that tells every round to ``observe``.
 
-    Run configuration: ``run-folder`` (made by ``RunStore.create``) and ``resume``.
+    Run configuration: ``run-folder`` (made by ``RunStore.create``), ``resume``, and ``expected-sites`` to wait for
+    (0: as many as the quorum).
     """
     server_app = ServerApp()
 
@@ -29,7 +30,8 @@ def build_app(observe: RoundObserver = _silent) -> ServerApp:
     def main(grid: Grid, context: Context) -> None:
         torch.set_num_threads(1)
         store = RunStore.open(Path(str(context.run_config["run-folder"])))
-        Federation(grid, store, bool(context.run_config["resume"]), observe).run()
+        resume, expected = bool(context.run_config["resume"]), int(context.run_config["expected-sites"])
+        Federation(grid, store, resume, expected, observe).run()
 
     return server_app
 

@@ -43,8 +43,11 @@ class Progress:
 class Federation:
     """A run over the sites that a grid reaches, with its store; continues where the store's checkpoint ends."""
 
-    def __init__(self, grid: Grid, store: RunStore, resume: bool, observe: RoundObserver) -> None:
+    def __init__(
+        self, grid: Grid, store: RunStore, resume: bool, expected_sites: int, observe: RoundObserver
+    ) -> None:
         self._grid, self._store, self._resume, self._observe = grid, store, resume, observe
+        self._expected_sites = expected_sites
         self._settings = store.settings
         federation = self._settings.federation
         self._terms = Terms(
@@ -62,7 +65,7 @@ class Federation:
         """Raises RunFailed without a quorum, or when too few rounds were aggregated."""
         started = time.monotonic()
         federation = self._settings.federation
-        sites = shake_hands(self._grid, self._terms, federation.quorum, federation.deadline_s)
+        sites = shake_hands(self._grid, self._terms, federation.quorum, self._expected_sites, federation.deadline_s)
         progress = self._start(sites)
         while progress.round < federation.rounds and not progress.stopped:
             self._train_round(sites, progress)

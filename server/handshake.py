@@ -42,13 +42,23 @@ class Participants:
 
 
 def shake_hands(
-    grid: Grid, terms: Terms, quorum: int, deadline_s: float, sleep: Callable[[float], None] = time.sleep
+    grid: Grid,
+    terms: Terms,
+    quorum: int,
+    expected: int,
+    deadline_s: float,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Participants:
-    """Wait until the quorum is online, ask everybody once, and raise RunFailed without a quorum of answers."""
+    """Wait for the expected sites, ask everybody online once, and raise RunFailed without a quorum of answers.
+
+    When the deadline passes, a quorum is enough to begin.
+    """
     started = time.monotonic()
-    while len(list(grid.get_node_ids())) < quorum:
+    while (online := len(list(grid.get_node_ids()))) < max(quorum, expected):
         if time.monotonic() - started > deadline_s:
-            raise RunFailed(f"fewer than {quorum} sites came online within {deadline_s:g} s")
+            if online >= quorum:
+                break
+            raise RunFailed(f"{online} sites came online within {deadline_s:g} s, {quorum} are needed")
         sleep(POLL_S)
     nodes = {str(node): node for node in grid.get_node_ids()}
     answers = ask(grid, nodes, "query.handshake", encode(HandshakeRequest(terms=terms)), deadline_s)

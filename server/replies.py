@@ -13,7 +13,7 @@ from flexmoe_core.errors import MessageError
 from flexmoe_core.evaluation import CellResult, cells_from_arrays
 from flexmoe_core.messages import TrainReply, TrainRequest, decode
 from flexmoe_core.naming import under_prefix
-from flexmoe_core.score_metrics import METRICS, summary
+from flexmoe_core.score_metrics import METRICS, log_loss, summary
 from flexmoe_core.scores import Scores
 from flexmoe_core.update import TensorSpec, Update
 from server.door import UpdateLimits, validate_reply
@@ -33,9 +33,9 @@ class TrainReplies:
 
     def validation(self, after_round: int) -> dict[str, Any]:
         """Validation metrics of the state that the round started from, pooled and by site."""
-        sites = {site: summary(total_scores(cells)) for site, cells in sorted(self.cells.items()) if cells}
+        sites = {site: _described(total_scores(cells)) for site, cells in sorted(self.cells.items()) if cells}
         pooled = self._pooled()
-        return {"round": after_round, "pooled": summary(pooled) if pooled else None, "sites": sites}
+        return {"round": after_round, "pooled": _described(pooled) if pooled else None, "sites": sites}
 
     def pooled_validation(self, metric: str) -> float | None:
         """One pooled validation metric."""
@@ -45,6 +45,10 @@ class TrainReplies:
     def _pooled(self) -> Scores | None:
         scores = [total_scores(cells) for _, cells in sorted(self.cells.items()) if cells]
         return sum(scores[1:], start=scores[0]) if scores else None
+
+
+def _described(scores: Scores) -> dict[str, Any]:
+    return {**summary(scores), "log_loss": log_loss(scores)}
 
 
 def total_scores(cells: Cells) -> Scores:

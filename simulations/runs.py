@@ -50,6 +50,7 @@ def simulate(
         "study-folder": str(study_folder.resolve()),
         "run-folder": str(run_folder.resolve()),
         "resume": resume,
+        "expected-sites": len(folders),
     }
     if engine == "ray":
         with tempfile.TemporaryDirectory() as scratch:

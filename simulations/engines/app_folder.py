@@ -37,7 +37,7 @@ def _pyproject() -> dict[str, object]:
         "publisher": "flexmoe",
         "fab-include": [f"{package}/**/*.py" for package in PACKAGES],
         "components": {"serverapp": "server.app:app", "clientapp": "client.app:app"},
-        "config": {"study-folder": "", "run-folder": "", "resume": False},
+        "config": {"study-folder": "", "run-folder": "", "resume": False, "expected-sites": 0},
     }
     # the version names the bundle, which lives no longer than one run
     return {"project": {"name": APP_NAME, "version": "0.0.0"}, "tool": {"flwr": {"app": flower}}}

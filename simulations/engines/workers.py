@@ -34,7 +34,12 @@ class Worker:
     def submit(self, call: SiteCall) -> Future[SiteAnswer]:
         """Begin to answer ``call``. Raises what the import of the ClientApp raised in the process."""
         self._ready.result()
-        return self._pool.submit(answer_by_reference, self._reference, call)
+        try:
+            return self._pool.submit(answer_by_reference, self._reference, call)
+        except BrokenProcessPool:  # it died while idle: no message was lost
+            self.restart()
+            self._ready.result()
+            return self._pool.submit(answer_by_reference, self._reference, call)
 
     def restart(self) -> None:
         """Replace a process that died."""
