@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,17 @@ def test_the_study_is_named_or_inside_or_beside_the_folder(site: SiteFolder, tmp
     assert check_site(site.path, elsewhere).problems == ()
     (problem,) = check_site(site.path).problems
     assert "study.toml" in problem.what
+
+
+def test_the_documented_example_is_good(site: SiteFolder) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"`([a-z./-]+)`[^\n]*:\n\n```(?:toml|csv)\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 5
+    for name, content in blocks:
+        site.write(name.rpartition("/")[2], content)
+    result = check_site(site.path)
+    assert (result.problems, result.site) == ((), "my-hospital")
+    assert result.coverage["train"].modalities == {"history": 3, "labs": 1, "scan": 2}
 
 
 def test_problems_of_study_and_manifest_come_together(site: SiteFolder) -> None:

@@ -1,3 +1,4 @@
+import copy
 import tomllib
 from collections.abc import Iterator
 from typing import Any
@@ -215,7 +216,7 @@ def mutated_manifests(draw: st.DrawFn) -> str:
             parent = parent[key]
         match draw(st.sampled_from(["replace", "remove", "rename"])):
             case "replace":
-                parent[last] = draw(VALUES)
+                parent[last] = copy.deepcopy(draw(VALUES))  # the next mutation may reach into it
             case "remove":
                 del parent[last]
             case "rename" if isinstance(parent, dict):
