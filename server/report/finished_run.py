@@ -1,0 +1,141 @@
+"""A finished run as the report sees it: the store's files, checked and typed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.curriculum import Stage
+from flexmoe_core.errors import CheckpointError
+from flexmoe_core.evaluation import cells_from_arrays
+from flexmoe_core.messages import HandshakeReply, Table
+from flexmoe_core.naming import under_prefix
+from flexmoe_core.scores import Scores
+from flexmoe_core.study import Study
+from flexmoe_core.validation import FrozenModel, validate
+from server.metrics import Cells, pooled_cells
+from server.replies import total_scores
+from server.run_store import RunStore
+from server.settings import RunSettings
+
+Metrics = dict[str, float | None]
+
+
+class RoundValidation(FrozenModel):
+    """Validation metrics of the state after ``round`` rounds."""
+
+    round: int
+    pooled: Metrics | None
+    sites: dict[str, Metrics]
+
+
+class Round(FrozenModel, extra="ignore"):
+    """One line of history.jsonl."""
+
+    round: int
+    stage: Stage
+    aggregated: bool
+    answered: tuple[str, ...]
+    missing: tuple[str, ...]
+    failed: dict[str, str]
+    dropped: dict[str, tuple[str, ...]]
+    loss: dict[str, float]
+    validation: RoundValidation
+    seconds: float
+    training_seconds: dict[str, float]
+    bytes_up: int
+    bytes_down: int
+
+
+class ResultFacts(FrozenModel, extra="ignore", arbitrary_types_allowed=True):
+    """The facts beside the results' arrays."""
+
+    rounds: int
+    participants: dict[str, HandshakeReply]
+    table: Table
+    bundles: dict[str, str]
+    missing: dict[str, str]
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """Everything that the page shows. ``hashes`` are the SHA-256 of the run's own text files."""
+
+    name: str
+    study: Study
+    settings: RunSettings
+    history: tuple[Round, ...]
+    facts: ResultFacts
+    validation: Mapping[str, Cells]
+    test: Mapping[str, Cells]
+    hashes: Mapping[str, str]
+
+    @property
+    def table(self) -> CombinationTable:
+        """The combinations of the federation and their experts."""
+        return self.facts.table
+
+    @cached_property
+    def sites(self) -> tuple[str, ...]:
+        """Everybody who took part, in order of name."""
+        return tuple(sorted({*self.facts.participants, *self.facts.bundles, *self.facts.missing}))
+
+    @cached_property
+    def test_combinations(self) -> Cells:
+        """Pooled test results by combination, largest combination first and merged small cells last."""
+        return pooled_cells(self.test.values())
+
+    def site_scores(self, site: str) -> Scores:
+        """Test scores of one site; empty where it has none."""
+        return self._sum(self.test.get(site, {}))
+
+    def pooled(self, split: Mapping[str, Cells]) -> Scores:
+        """Scores of all sites' patients of ``validation`` or ``test``."""
+        return self._sum(pooled_cells(split.values()))
+
+    @cached_property
+    def training_patients(self) -> int:
+        """Training patients of all sites that announced their number."""
+        return sum(reply.patients.get("train", 0) for reply in self.facts.participants.values())
+
+    def _sum(self, cells: Cells) -> Scores:
+        return total_scores(cells) if cells else Scores.empty(len(self.study.label.classes))
+
+
+def read_run(folder: Path) -> FinishedRun:
+    """Read a run folder. Raises InputError, CheckpointError or MessageError where it holds no finished run."""
+    store = RunStore.open(folder)
+    study, settings = store.study, store.settings
+    if not (folder / "results.json").is_file():
+        raise CheckpointError(f"{folder}: the run has not finished; continue it with --resume")
+    arrays, raw_facts = store.results()
+    facts = validate(raw_facts, ResultFacts, str(folder / "results.json"))
+    history = [validate(row, Round, str(folder / "history.jsonl")) for row in store.history()]
+
+    def cells(split: str) -> dict[str, Cells]:
+        return {site: _cells(f"{split}/{site}", arrays, study, settings) for site in sorted(facts.bundles)}
+
+    return FinishedRun(
+        name=store.run,
+        study=study,
+        settings=settings,
+        history=tuple(history),
+        facts=facts,
+        validation=cells("validation"),
+        test=cells("test"),
+        hashes={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _TEXT_FILES},
+    )
+
+
+_TEXT_FILES = ("study.toml", "config.toml", "history.jsonl")
+
+
+def _cells(prefix: str, arrays: Mapping[str, np.ndarray], study: Study, settings: RunSettings) -> Cells:
+    experts = settings.method.model.experts
+    return cells_from_arrays(under_prefix(prefix, arrays), len(study.label.classes), experts, study.full_mask)
