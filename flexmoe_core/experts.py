@@ -31,16 +31,17 @@ class ExpertWeights:
 class Experts(nn.Module):
     """The parameters of E experts; the leading dimension is the expert, also on the wire."""
 
-    def __init__(self, experts: int, width: int, expert_width: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, experts: int, width: int, expert_width: int, generator: torch.Generator, output_scale: float = 1.0
+    ) -> None:
         super().__init__()
 
-        def uniform(*shape: int, fan_in: int) -> nn.Parameter:
-            bound = fan_in**-0.5
+        def uniform(*shape: int, bound: float) -> nn.Parameter:
             return nn.Parameter((torch.rand(*shape, generator=generator) * 2 - 1) * bound)
 
-        self.w1 = uniform(experts, width, expert_width, fan_in=width)
+        self.w1 = uniform(experts, width, expert_width, bound=width**-0.5)
         self.b1 = nn.Parameter(torch.zeros(experts, expert_width))
-        self.w2 = uniform(experts, expert_width, width, fan_in=expert_width)
+        self.w2 = uniform(experts, expert_width, width, bound=output_scale * expert_width**-0.5)
         self.b2 = nn.Parameter(torch.zeros(experts, width))
 
     def weights(self) -> ExpertWeights:

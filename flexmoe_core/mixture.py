@@ -45,7 +45,9 @@ class Mixture(nn.Module):
         self.rate = settings.dropout
         self.pinned = settings.specialization == "pinned"
         self.router = Router(settings.experts, settings.active_experts, settings.width, self.pinned, generator)
-        self.experts = Experts(settings.experts, settings.width, settings.expert_width, generator)
+        self.experts = Experts(
+            settings.experts, settings.width, settings.expert_width, generator, settings.output_scale
+        )
 
     def forward(
         self, x_BND: Tensor, plan: RoutingPlan, generator: torch.Generator | None

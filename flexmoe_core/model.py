@@ -25,6 +25,9 @@ from flexmoe_core.randomness import torch_generator
 from flexmoe_core.settings import ModelSettings
 from flexmoe_core.trunk import TrunkLayer, is_sparse
 
+OUTPUT_LAYERS = ("project_out", "contract", "head")
+"""Linear layers that write into the residual stream or the logits; experts scale theirs themselves."""
+
 
 @dataclass(frozen=True)
 class ModalityInput:
@@ -62,7 +65,9 @@ class FlexMoe(nn.Module):
         super().__init__()
         self.modalities, self.settings = tuple(modalities), settings
         count, tokens, width = len(self.modalities), settings.tokens, settings.width
-        self.encoders = nn.ModuleDict({i.name: build_encoder(i.kind, i.features, settings) for i in inputs})
+        self.encoders = nn.ModuleDict(
+            {encoder_key(i.name): build_encoder(i.kind, i.features, settings) for i in inputs}
+        )
         self.bank: TableBank | ZeroBank = (
             TableBank(count, len(table.slots), tokens, width, generator)
             if settings.bank == "table"
@@ -74,9 +79,9 @@ class FlexMoe(nn.Module):
         self.layers = nn.ModuleList(
             TrunkLayer(settings, is_sparse(layer), generator) for layer in range(settings.layers)
         )
-        self.norm = nn.LayerNorm(width)
+        self.norm = nn.LayerNorm(width) if settings.final_norm else nn.Identity()
         self.head = nn.Linear(count * width, classes)
-        _initialize_linear_layers(self, generator)
+        _initialize_linear_layers(self, settings.output_scale, generator)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -120,12 +125,17 @@ class FlexMoe(nn.Module):
         tokens_BPD = []
         for m, name in enumerate(self.modalities):
             here_BPD = missing_BMPD[:, m]
-            if name in self.encoders and name in cohort.inputs:
+            if encoder_key(name) in self.encoders and name in cohort.inputs:
                 index_S = cohort.observed_BM[:, m].nonzero().squeeze(1)
-                encoded_SPD = self.encoders[name](cohort.inputs[name][index_S], generator)
+                encoded_SPD = self.encoders[encoder_key(name)](cohort.inputs[name][index_S], generator)
                 here_BPD = here_BPD.index_copy(0, index_S, encoded_SPD.to(here_BPD.dtype))
             tokens_BPD.append(here_BPD)
         return torch.stack(tokens_BPD, dim=1).flatten(1, 2) + self.position
+
+
+def encoder_key(modality: str) -> str:
+    """Where a modality's encoder is kept: a name that no attribute of a module has, as "type" or "values" would."""
+    return f"{modality}-encoder"
 
 
 def build_model(
@@ -151,9 +161,10 @@ def load_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-def _initialize_linear_layers(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every linear layer from the given generator, biases at zero."""
-    for module in model.modules():
+def _initialize_linear_layers(model: nn.Module, output_scale: float, generator: torch.Generator) -> None:
+    """Draw every linear layer from the given generator, biases at zero, output layers at their own scale."""
+    for name, module in model.named_modules():
         if isinstance(module, nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=module.in_features**-0.5, generator=generator)
+            scale = output_scale if name.endswith(OUTPUT_LAYERS) else 1.0
+            nn.init.trunc_normal_(module.weight, std=scale * module.in_features**-0.5, generator=generator)
             nn.init.zeros_(module.bias)

@@ -25,6 +25,8 @@ class ModelSettings(FrozenModel):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     encoder_hidden: int = Field(default=0, ge=0, description="0: a linear encoder")
     encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
+    output_scale: float = Field(default=0.1, gt=0, le=1, description="initial size of what branches and head add")
+    final_norm: bool = Field(default=False, description="normalize tokens before the head")
     specialization: Literal["pinned", "learned"] = "pinned"
     bank: Literal["table", "zero"] = "table"
 
@@ -48,10 +50,10 @@ class TrainingSettings(FrozenModel):
     """What a site does in one round. The optimizer starts fresh every round."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(default=3e-3, gt=0)
-    weight_decay: float = Field(default=0.1, ge=0)
+    learning_rate: float = Field(default=7e-4, gt=0)
+    weight_decay: float = Field(default=1.0, ge=0)
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
 
 
@@ -72,7 +74,11 @@ class MethodSettings(FrozenModel):
 
 
 def small() -> MethodSettings:
-    """For cohorts of some hundred patients: the default."""
+    """For cohorts of some hundred patients: the default.
+
+    It starts close to a linear model of the encoders (small output scale, no final norm) and leaves it slowly:
+    in cross-validation on UCI heart that mattered more than any size.
+    """
     return MethodSettings()
 
 
@@ -87,6 +93,8 @@ def paper() -> MethodSettings:
             expert_width=256,
             dropout=0.5,
             encoder_hidden=128,
+            output_scale=1.0,
+            final_norm=True,
         ),
         training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
     )
