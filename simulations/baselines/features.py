@@ -1,0 +1,56 @@
+"""Patients as the flat rows that logistic regression takes.
+
+A modality gives its encoded features, in which each numeric column has its own missing flag, and one more flag
+for patients who lack the whole of it; their features are zero. Shapes: B patients, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from client.site_data import SiteData
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.scores import FloatArray
+from flexmoe_core.study import Study
+
+
+def flat_features(cohort: Cohort, study: Study, modalities: Sequence[str]) -> FloatArray:
+    """(B, F) float64 of some modalities; one that the site has no encoder for gives its flag alone."""
+    observed_BM = cohort.observed_BM.numpy()
+    parts = [np.zeros((len(cohort), 0))]
+    for name in modalities:
+        observed_B1 = observed_BM[:, [study.modality_names.index(name)]]
+        if name in cohort.inputs:
+            parts.append(cohort.inputs[name].double().numpy() * observed_B1)
+        parts.append(~observed_B1)
+    return np.hstack(parts).astype(np.float64)
+
+
+def site_features(data: SiteData, study: Study, splits: Sequence[str]) -> FloatArray:
+    """(B, F) of one hospital's patients, one split after the other: all modalities of the study."""
+    return _features(data, study, splits, study.modality_names)
+
+
+def pooled_features(sites: Mapping[str, SiteData], study: Study, splits: Sequence[str]) -> dict[str, FloatArray]:
+    """(B, F) by hospital, the same F everywhere.
+
+    A modality with a local encoder has other columns at each hospital, so it has a block for each, zero elsewhere.
+    """
+    shared = [modality.name for modality in study.modalities if modality.encoder == "shared"]
+    local = [modality.name for modality in study.modalities if modality.encoder == "local"]
+    shared_BF = {name: _features(data, study, splits, shared) for name, data in sites.items()}
+    local_BF = {name: _features(data, study, splits, local) for name, data in sites.items()}
+    width = sum(own_BF.shape[1] for own_BF in local_BF.values())
+    pooled, begin = {}, 0
+    for name, own_BF in local_BF.items():
+        blocks_BF = np.zeros((len(own_BF), width))
+        end = begin + own_BF.shape[1]
+        blocks_BF[:, begin:end] = own_BF
+        pooled[name], begin = np.hstack([shared_BF[name], blocks_BF]), end
+    return pooled
+
+
+def _features(data: SiteData, study: Study, splits: Sequence[str], modalities: Sequence[str]) -> FloatArray:
+    return np.vstack([flat_features(data.cohorts[split], study, modalities) for split in splits])

@@ -1,0 +1,106 @@
+"""The commands ``flexmoe-sim benchmark ...``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from flexmoe_core.checkpoint import write_atomic
+from flexmoe_core.errors import InputError, Problem
+from server.run_store import PUBLIC_MODE
+from server.settings import settings_with
+from simulations.benchmark import STUDY, BenchmarkTerms, run_benchmark
+from simulations.benchmark_summary import summary_markdown
+from simulations.datasets.commands import HeartProtocol
+from simulations.datasets.uci_heart import prepare_uci_heart
+from simulations.hidden_study import study_hidden
+from simulations.tables import hidden_table, print_comparison
+
+benchmark = typer.Typer(no_args_is_help=True, help="Measure on real hospitals what the federation is worth.")
+
+Out = Annotated[Path, typer.Option(help="Folder for the results.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. method.model.width=64. Repeatable."),
+]
+Protocol = Annotated[
+    HeartProtocol,
+    typer.Option(help="flamby: FLamby's 254 test patients for every seed. all: another split of all 920 per seed."),
+]
+Validation = Annotated[float, typer.Option(help="Share of the other patients to hold out of training.")]
+
+
+@benchmark.command("uci-heart")
+def uci_heart(
+    out: Out,
+    protocol: Protocol = HeartProtocol.flamby,
+    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,3,7.")] = "0-4",
+    overrides: Overrides = None,
+    validation: Validation = 0.15,
+    processes: Annotated[
+        int, typer.Option(min=0, help="Seeds to run beside each other; 0 or 1: one after the other.")
+    ] = 0,
+) -> None:
+    """Federated Flex-MoE against what a user would pick instead, on the same test patients.
+
+    Writes results.jsonl, summary.md and a folder per seed. Run again, it goes on with the seeds that are not in
+    results.jsonl yet.
+    """
+    console = Console()
+    numbers = parse_seeds(seeds)
+    terms = BenchmarkTerms(
+        protocol=protocol.value, validation=validation, settings=settings_with(overrides or [], seed=0)
+    )
+    results = []
+    for result, is_new in run_benchmark(out, terms, numbers, processes):
+        results.append(result)
+        console.print(f"Seed {result.seed}" + ("" if is_new else ": already there"), highlight=False)
+        if is_new:
+            print_comparison(console, result.table)
+    summary = summary_markdown(results)
+    write_atomic(out / "summary.md", summary.encode(), PUBLIC_MODE)
+    console.print(Markdown(summary))
+    console.print(f"Summary   {out / 'summary.md'}", highlight=False)
+
+
+@benchmark.command("hidden")
+def hidden(
+    out: Out,
+    protocol: Protocol = HeartProtocol.flamby,
+    seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    overrides: Overrides = None,
+    validation: Validation = 0.15,
+) -> None:
+    """Hide modalities from UCI heart's test patients in every way: the learned bank against zero-fill.
+
+    Trains the federation twice and writes hidden.json.
+    """
+    console = Console()
+    settings = settings_with(overrides or [], seed=seed)
+    prepare_uci_heart(out / STUDY, protocol.value, seed, validation)
+    with console.status("Training the federation with the learned bank and with zero-fill"):
+        study = study_hidden(out / STUDY, out, settings)
+    write_atomic(out / "hidden.json", (study.model_dump_json(indent=2) + "\n").encode(), PUBLIC_MODE)
+    console.print(hidden_table(study))
+    for name, combinations in study.untrained.items():
+        console.print(
+            f"[yellow]No training patient lacks {name}: its token in {combinations} combinations was never trained."
+        )
+    console.print(f"Results   {out / 'hidden.json'}", highlight=False)
+
+
+def parse_seeds(text: str) -> list[int]:
+    """``0-2,5`` is 0, 1, 2, 5; raises InputError for anything else than such a list."""
+    seeds: list[int] = []
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if first > last:
+            raise InputError([Problem("--seeds", part, "is neither a number nor a range", "Write 0-4 or 0,3,7.")])
+        seeds.extend(range(first, last + 1))
+    return list(dict.fromkeys(seeds))
