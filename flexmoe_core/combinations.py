@@ -3,7 +3,7 @@
 A combination is an int bitmask over the study's modalities. Nothing here grows with 2^M: memory follows the
 combinations that exist.
 
-Shapes: B patients, M modalities.
+Shapes: B patients, U distinct combinations of theirs, C combinations of the table, M modalities.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+
+from flexmoe_core.study import MOST_MODALITIES
 
 NO_SLOT = -1
 
@@ -74,11 +76,12 @@ class CombinationTable:
         """The table of what sites announce ({site: {mask: training patients}}), or of the study's own list."""
         full = (1 << modalities) - 1
         sites = {mask: sum(mask in one for one in announced.values()) for one in announced.values() for mask in one}
-        present = set(declared) or set(sites)
-        masks = (full, *sorted(present - {full}, key=lambda mask: (-mask.bit_count(), mask)))
+        masks = _in_order(full, set(declared) or set(sites))
         by_spread = sorted(masks[1:], key=lambda mask: (-sites.get(mask, 0), -mask.bit_count(), mask))
         owner = {full: 0} | {mask: expert for expert, mask in enumerate(by_spread[: experts - 1], start=1)}
-        assigned = tuple(owner[_nearest(mask, [known for known in masks if known in owner])] for mask in masks)
+        owners = [mask for mask in masks if mask in owner]
+        nearest = _nearness(torch.tensor(masks), torch.tensor(owners), modalities).argmin(dim=1)
+        assigned = tuple(owner[owners[place]] for place in nearest.tolist())
         enough = {mask for one in announced.values() for mask, patients in one.items() if patients >= min_full}
         return cls(modalities, masks, assigned, _generalists(full, enough))
 
@@ -92,39 +95,28 @@ class CombinationTable:
         """The bank's residual rows: (combination, missing modality), in table order."""
         return tuple((mask, m) for mask in self.masks for m in range(self.modalities) if not mask >> m & 1)
 
-    @cached_property
-    def _slot_index(self) -> dict[tuple[int, int], int]:
-        return {slot: index for index, slot in enumerate(self.slots)}
-
-    def expert_of(self, mask: int) -> int:
-        """The combination's expert; that of the nearest combination for one that is not in the table."""
-        return self.experts[self.masks.index(_nearest(mask, self.masks))]
-
-    def slot_of(self, mask: int, modality: int) -> int:
-        """The residual row used for a missing modality: the combination's own, else that of the nearest one
-        that also lacks the modality, else ``NO_SLOT`` (the default alone).
-        """
-        own = self._slot_index.get((mask, modality))
-        if own is not None:
-            return own
-        lacking = [known for known in self.masks if not known >> modality & 1]
-        if not lacking:
-            return NO_SLOT
-        return self._slot_index[_nearest(mask, lacking), modality]
-
     def place(self, masks_B: Tensor) -> Placement:
-        """Expert, stage membership and bank rows of each patient."""
-        distinct, inverse_B = torch.unique(masks_B.cpu(), return_inverse=True)
-        masks = [int(mask) for mask in distinct]
-        experts = [self.expert_of(mask) for mask in masks]
-        slots = [
-            [NO_SLOT if mask >> m & 1 else self.slot_of(mask, m) for m in range(self.modalities)] for mask in masks
-        ]
+        """Expert, stage membership and bank rows of each patient.
+
+        A combination that the table lacks has the expert of its nearest one. Its row for a missing modality is
+        that of the nearest one that also lacks the modality; a nearer one that observes it has no such row.
+        """
+        masks_U, inverse_B = torch.unique(masks_B.cpu(), return_inverse=True)
+        known_C = torch.tensor(self.masks)
+        rank_UC = _nearness(masks_U, known_C, self.modalities)
+        lacks_UM, lacks_CM = ~_observed(masks_U, self.modalities), ~_observed(known_C, self.modalities)
+        row_CM = lacks_CM.flatten().cumsum(dim=0).reshape(lacks_CM.shape) - 1
+        slots_UM = torch.full(lacks_UM.shape, NO_SLOT)
+        for m in range(self.modalities):
+            lacking = lacks_CM[:, m].nonzero().squeeze(1)
+            if len(lacking):
+                nearest_U = lacking[rank_UC[:, lacking].argmin(dim=1)]
+                slots_UM[:, m] = torch.where(lacks_UM[:, m], row_CM[nearest_U, m], NO_SLOT)
         return Placement(
-            expert_B=torch.tensor(experts, dtype=torch.int64)[inverse_B],
-            full_B=torch.tensor([mask == self.full_mask for mask in masks], dtype=torch.bool)[inverse_B],
-            generalist_B=torch.tensor([mask in self.generalists for mask in masks], dtype=torch.bool)[inverse_B],
-            slots_BM=torch.tensor(slots, dtype=torch.int64).reshape(-1, self.modalities)[inverse_B],
+            expert_B=torch.tensor(self.experts)[rank_UC.argmin(dim=1)][inverse_B],
+            full_B=(masks_U == self.full_mask)[inverse_B],
+            generalist_B=torch.isin(masks_U, torch.tensor(self.generalists))[inverse_B],
+            slots_BM=slots_UM[inverse_B],
         ).to(masks_B.device)
 
     def to_json(self) -> dict[str, object]:
@@ -147,17 +139,33 @@ class CombinationTable:
             return tuple(listed)
 
         modalities = value["modalities"]
-        if not isinstance(modalities, int) or modalities < 1:
-            raise TypeError("modalities must be a positive integer")
+        if type(modalities) is not int or not 1 <= modalities <= MOST_MODALITIES:
+            raise TypeError(f"modalities must be an integer of 1 to {MOST_MODALITIES}")
         table = cls(modalities, integers("masks"), integers("experts"), integers("generalists"))
-        if table.masks[:1] != (table.full_mask,) or len(table.experts) != len(table.masks):
-            raise ValueError("the first combination must be the full set, and each needs an expert")
+        if not all(0 < mask <= table.full_mask for mask in (*table.masks, *table.generalists)):
+            raise ValueError("a combination is not one of the modalities")
+        if table.masks != _in_order(table.full_mask, table.masks) or not table.generalists:
+            raise ValueError("the combinations are out of order, or none of them generalizes")
+        if len(table.experts) != len(table.masks) or min(table.experts) < 0:
+            raise ValueError("each combination needs an expert")
         return table
 
 
-def _nearest(mask: int, known: Iterable[int]) -> int:
-    """Fewest differing modalities, supersets first, then lowest index."""
-    return min(known, key=lambda other: ((mask ^ other).bit_count(), mask & ~other != 0))
+def _in_order(full: int, masks: Iterable[int]) -> tuple[int, ...]:
+    return (full, *sorted(set(masks) - {full}, key=lambda mask: (-mask.bit_count(), mask)))
+
+
+def _observed(masks_U: Tensor, modalities: int) -> Tensor:
+    """Bitmasks (U,) to bool (U, M)."""
+    return (masks_U[:, None] >> torch.arange(modalities) & 1).bool()
+
+
+def _nearness(masks_U: Tensor, known_C: Tensor, modalities: int) -> Tensor:
+    """Distinct ranks (U, C), lowest for the nearest: fewest differing modalities, supersets first, lowest index."""
+    observed_UM, known_CM = (_observed(masks, modalities).float() for masks in (masks_U, known_C))
+    lost_UC, gained_UC = observed_UM @ (1 - known_CM).T, (1 - observed_UM) @ known_CM.T
+    distance_UC = 2 * (lost_UC + gained_UC).long() + (lost_UC > 0)
+    return distance_UC * len(known_C) + torch.arange(len(known_C))
 
 
 def _generalists(full: int, enough: set[int]) -> tuple[int, ...]:

@@ -90,7 +90,7 @@ def cells_from_arrays(
     """The inverse of ``cells_to_arrays`` for arrays that somebody else sent; raises MessageError."""
     cells: dict[int | None, CellResult] = {}
     for name in sorted({name.split("/", 1)[0] for name in arrays}):
-        if name != OTHER and not (name.isascii() and name.isdigit() and int(name) <= full_mask):
+        if name != OTHER and not _is_combination(name, full_mask):
             raise MessageError("scores are given for something that is no combination")
         own = under_prefix(name, arrays)
         gates_E = own.pop(GATES, None)
@@ -103,6 +103,12 @@ def cells_from_arrays(
             raise MessageError("scores come without a finite gate for each expert")
         cells[None if name == OTHER else int(name)] = CellResult(Scores.from_arrays(own, classes), gates_E)
     return cells
+
+
+def _is_combination(name: str, full_mask: int) -> bool:
+    """Whether it is the one spelling of a combination; thousands of digits are not even read."""
+    short = name.isascii() and name.isdigit() and len(name) <= len(str(full_mask))
+    return short and int(name) <= full_mask and str(int(name)) == name
 
 
 def add_cells(

@@ -13,7 +13,7 @@ from enum import StrEnum
 import numpy as np
 from torch import Tensor
 
-from flexmoe_core.model import FlexMoe
+from flexmoe_core.model import FlexMoe, encoder_key
 from flexmoe_core.update import TensorSpec
 
 
@@ -30,7 +30,7 @@ class Group(StrEnum):
 
 @dataclass(frozen=True)
 class Support:
-    """Patients behind one epoch of a site's training, float64.
+    """Patients behind one epoch of a site's training, float64 (see ``training.support_of_sgd`` for plain SGD).
 
     ``patients``, ``incomplete`` (something is missing) and ``specialized`` (routed by the S-Router) are numbers,
     ``modality_M`` counts who observed and ``lacking_M`` who lacked each modality, ``slots_S`` who used each bank row,
@@ -70,7 +70,7 @@ def shared_parameters(
 def is_local(name: str, local_modalities: Collection[str], local_groups: Collection[Group]) -> bool:
     """Whether the parameter never leaves its site."""
     group = group_of(name)
-    if group is Group.ENCODERS and name.split(".")[1] in local_modalities:
+    if group is Group.ENCODERS and name.split(".")[1] in map(encoder_key, local_modalities):
         return True
     return group in local_groups
 
@@ -86,7 +86,7 @@ def support_of(name: str, support: Support, model: FlexMoe) -> np.ndarray:
     """The support of one shared tensor, one number per row of its ``TensorSpec``."""
     group = group_of(name)
     if group is Group.ENCODERS:
-        own = model.modalities.index(name.split(".")[1])
+        own = [encoder_key(modality) for modality in model.modalities].index(name.split(".")[1])
         return support.modality_M[own : own + 1]
     if group is Group.BANK:
         return support.lacking_M if name == "bank.default" else support.slots_S

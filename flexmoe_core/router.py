@@ -7,7 +7,7 @@ Shapes: T tokens, D width, E experts, K experts per token.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -64,9 +64,11 @@ class Router(nn.Module):
                 drawn = torch.empty_like(clean_TE).normal_(generator=generator)
                 noisy_TE = clean_TE + drawn * noise_TE
             general = self._top(clean_TE, noisy_TE, noise_TE, self.active)
-            if not self.pinned:
-                return general
-            return self._pin(general, clean_TE, noisy_TE, noise_TE, expert_T, specialized_T, learns_T)
+            if self.pinned:
+                return self._pin(general, clean_TE, noisy_TE, noise_TE, expert_T, specialized_T, learns_T)
+            # The cross-entropy draws a token to its target; balance must not push it away again.
+            targeted_TE = specialized_T[:, None] & _is_target(expert_T, clean_TE)
+            return replace(general, balanced_TE=~targeted_TE)
 
     def _top(self, clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> Routing:
         top_TK, chosen_TK = noisy_TE.topk(active, dim=1)
@@ -92,7 +94,7 @@ class Router(nn.Module):
     ) -> Routing:
         """The combination's expert gets at least half of the gate; the router shares out the rest."""
         target_T1 = expert_T[:, None]
-        is_target_TE = torch.zeros_like(clean_TE, dtype=torch.bool).scatter(1, target_T1, True)
+        is_target_TE = _is_target(expert_T, clean_TE)
         others = self.active - 1
         gate = self.gate.to(clean_TE.dtype)
         share_T1 = (0.5 + 0.5 * gate.sigmoid()).expand(len(clean_TE), 1)
@@ -140,6 +142,10 @@ def load(clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> T
     chance_TE = torch.special.ndtr((clean_or_zero_TE - bounded_TE) / noise_TE)
     chance_TE = torch.where(torch.isfinite(threshold_TE), chance_TE, torch.ones_like(chance_TE))
     return torch.where(candidates_TE, chance_TE, torch.zeros_like(chance_TE))
+
+
+def _is_target(expert_T: Tensor, clean_TE: Tensor) -> Tensor:
+    return torch.zeros_like(clean_TE, dtype=torch.bool).scatter(1, expert_T[:, None], True)
 
 
 def _logits(x_TD: Tensor, weight_ED: Tensor, learns_T: Tensor | None) -> Tensor:

@@ -5,6 +5,7 @@ Shapes: B patients, M modalities, S bank rows, L sparse layers, E experts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import Placement
 from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
-from flexmoe_core.groups import Support
+from flexmoe_core.groups import Group, Support, group_of
 from flexmoe_core.model import FlexMoe, Output
 from flexmoe_core.randomness import torch_generator
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
@@ -45,8 +46,9 @@ def train_round(
     """
     shuffling = torch_generator(seed, site, round_number, "shuffling")
     noise = torch_generator(seed, site, round_number, "noise", device=cohort.labels_B.device)
-    optimizer = build_optimizer(model, settings.training)
     teaches_B = teachers(placement, plan.stage, settings.curriculum)
+    taught = teaches_B is None or bool(teaches_B.any())
+    optimizer = build_optimizer(model, settings.training, () if taught else (Group.EXPERTS, Group.ROUTER))
     routed_LE = torch.zeros(len(model.sparse_layers), settings.model.experts, dtype=torch.float64)
     total_loss = 0.0
     for epoch in range(settings.training.epochs):
@@ -62,15 +64,17 @@ def train_round(
                 teaches_experts_B=taught_B,
                 generator=noise,
             )
-            loss = total(output, batch.labels_B, settings.losses)
+            objective = total(output, batch.labels_B, settings.losses)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            objective.backward()
             optimizer.step()
-            total_loss += float(loss.detach()) * len(index_B)
+            total_loss += float(objective.detach()) * len(index_B)
             routed_LE += routed(output, taught_B)
     routed_LE /= settings.training.epochs
-    support = support_of_epoch(cohort, placement, plan.stage, model, routed_LE.numpy())
-    return TrainingResult(support, total_loss / (len(cohort) * settings.training.epochs))
+    loss = total_loss / (len(cohort) * settings.training.epochs)
+    if settings.training.optimizer == "sgd":
+        return TrainingResult(support_of_sgd(len(cohort), model, taught), loss)
+    return TrainingResult(support_of_epoch(cohort, placement, plan.stage, model, routed_LE.numpy()), loss)
 
 
 def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
@@ -104,10 +108,35 @@ def support_of_epoch(
     )
 
 
-def build_optimizer(model: nn.Module, settings: TrainingSettings) -> torch.optim.Optimizer:
-    """A fresh optimizer: decay on matrices, strong decay on the bank's residual rows, none on the rest."""
+def support_of_sgd(patients: int, model: FlexMoe, taught: bool) -> Support:
+    """Everybody behind every part: the steps of a mean loss already hold the share of patients that a part had.
+
+    So one full-batch step over sites equals one pooled step. Nobody is behind experts that were frozen.
+    """
+    count, teaching = float(patients), float(patients if taught else 0)
+    everyone_M = np.full(len(model.modalities), count)
+    return Support(
+        patients=count,
+        incomplete=count,
+        specialized=teaching,
+        modality_M=everyone_M,
+        lacking_M=everyone_M,
+        slots_S=np.full(model.bank.slots, count),
+        experts_LE=np.full((len(model.sparse_layers), model.settings.experts), teaching),
+    )
+
+
+def build_optimizer(
+    model: nn.Module, settings: TrainingSettings, frozen: Collection[Group] = ()
+) -> torch.optim.Optimizer:
+    """A fresh optimizer: decay on matrices, strong decay on the bank's residual rows, none on the rest.
+
+    Frozen groups are left out, because decay alone would move them.
+    """
     decayed, residual, plain = [], [], []
     for name, parameter in model.named_parameters():
+        if group_of(name) in frozen:
+            continue
         if name == "bank.residual":
             residual.append(parameter)
         elif parameter.dim() > 1 and not name.endswith(("position", ".b1", ".b2", "bank.default")):

@@ -1,0 +1,266 @@
+"""One site's round: what it learns from, what it repeats, and whose patients it names as support.
+
+Shapes: B patients, L sparse layers, E experts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from flexmoe_core import training
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.curriculum import RoundPlan, Stage
+from flexmoe_core.groups import Group, group_of, shared_parameters, specs_of, support_of
+from flexmoe_core.model import FlexMoe
+from flexmoe_core.randomness import torch_generator
+from flexmoe_core.settings import CurriculumSettings, LossSettings, MethodSettings, TrainingSettings
+from flexmoe_core.training import TrainingResult, build_optimizer, total, train_round
+from flexmoe_core.update import Update, build_update
+from tests.flexmoe_core.cohorts import TINY, random_cohort, random_model, snapshot, table_of, tiny
+
+MODALITIES = 3
+MASKS = [0b111] * 9 + [0b011] * 4 + [0b101] * 3 + [0b100] * 2
+TABLE = table_of([0b111, 0b011, 0b101], MODALITIES)
+GENERALIZE = RoundPlan(Stage.GENERALIZE, ordered=False)
+SPECIALIZE = RoundPlan(Stage.SPECIALIZE, ordered=False)
+TEACHING = (Group.EXPERTS, Group.ROUTER)
+
+
+def method(model: dict[str, Any] | None = None, balance: float = 0.01, **options: object) -> MethodSettings:
+    return MethodSettings(
+        model=tiny(**(model or {})),
+        losses=LossSettings(balance=balance),
+        training=TrainingSettings.model_validate({"batch_size": 5, **options}),
+        curriculum=CurriculumSettings(min_full=8),
+    )
+
+
+def train(
+    model: FlexMoe,
+    cohort: Cohort,
+    plan: RoundPlan = SPECIALIZE,
+    settings: MethodSettings | None = None,
+    table: CombinationTable = TABLE,
+    seed: int = 1,
+    site: str = "a",
+    round_number: int = 1,
+) -> TrainingResult:
+    placement = table.place(cohort.masks_B)
+    return train_round(model, cohort, placement, plan, settings or method(), seed, site, round_number)
+
+
+def trained(changes: dict[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], TrainingResult]:
+    options: dict[str, Any] = {"dropout": 0.5, "encoder_hidden": 4, "encoder_dropout": 0.3}
+    model = random_model(TABLE, dtype=torch.float32, **options)
+    cohort = random_cohort(MASKS, MODALITIES, dtype=torch.float32)
+    result = train(model, cohort, settings=method(options, epochs=2), **(changes or {}))
+    return snapshot(model), result
+
+
+def test_the_same_seed_site_and_round_train_to_the_same_bits() -> None:
+    state = torch.random.get_rng_state()
+    first, first_result = trained()
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(12345)
+    second, second_result = trained()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    assert first_result.loss == second_result.loss
+    assert np.array_equal(first_result.support.experts_LE, second_result.support.experts_LE)
+
+
+@pytest.mark.parametrize("change", [{"round_number": 2}, {"site": "b"}, {"seed": 2}])
+def test_another_seed_site_or_round_trains_to_others(change: dict[str, Any]) -> None:
+    first, second = trained()[0], trained(change)[0]
+    assert not any(torch.equal(first[name], second[name]) for name in ("head.weight", "bank.default"))
+
+
+def test_the_loss_is_the_mean_over_patients() -> None:
+    alone: dict[str, Any] = {"experts": 1, "active_experts": 1}  # router noise then changes nothing
+    table = table_of([], MODALITIES, experts=1)
+    settings = method(alone, balance=0.0, learning_rate=1e-12, batch_size=4)
+    model, cohort = random_model(table, **alone), random_cohort(MASKS, MODALITIES)
+    expected = []
+    for b in range(len(cohort)):
+        one = cohort.select(torch.tensor([b]))
+        output = model(one, table.place(one.masks_B), specialize=True)
+        expected.append(float(total(output, one.labels_B, settings.losses).detach()))
+    result = train(model, cohort, settings=settings, table=table)
+    assert result.loss == pytest.approx(sum(expected) / len(expected), rel=1e-6)
+
+
+def test_the_objective_weighs_task_balance_and_specialization() -> None:
+    model, cohort = random_model(TABLE, specialization="learned"), random_cohort(MASKS, MODALITIES)
+    output = model(cohort, TABLE.place(cohort.masks_B), specialize=True)
+    chosen_B = output.logits_BY.softmax(dim=1)[torch.arange(len(cohort)), cohort.labels_B]
+    expected = -chosen_B.log().mean() + 0.3 * output.losses.balance + 0.7 * output.losses.specialization
+    assert output.losses.specialization > 0
+    torch.testing.assert_close(
+        total(output, cohort.labels_B, LossSettings(balance=0.3, specialization=0.7)), expected
+    )
+
+
+@pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.parametrize("plan", [GENERALIZE, SPECIALIZE])
+def test_support_counts_the_patients_behind_each_part(plan: RoundPlan, epochs: int) -> None:
+    model, cohort = random_model(TABLE, layers=3, dropout=0.5), random_cohort(MASKS, MODALITIES)
+    support = train(model, cohort, plan, method({"layers": 3, "dropout": 0.5}, epochs=epochs)).support
+    count = len(MASKS)
+    teaching = MASKS.count(0b111) if plan is GENERALIZE else count
+    assert support.experts_LE.shape == (2, TINY["experts"])
+    assert support.experts_LE.sum(axis=1) == pytest.approx([teaching, teaching])
+    incomplete = count - MASKS.count(0b111)
+    assert (support.patients, support.incomplete) == (count, incomplete)
+    assert support.specialized == (incomplete if plan is SPECIALIZE else 0)
+    assert support.modality_M.tolist() == [16, 13, 14]
+    assert support.lacking_M.tolist() == [2, 5, 4]
+    # 100 is not in the table: it borrows from 101, and nobody there lacks modality 0.
+    assert dict(zip(TABLE.slots, support.slots_S.tolist(), strict=True)) == {(0b011, 2): 4, (0b101, 1): 5}
+
+
+def test_routed_tokens_are_counted_by_expert() -> None:
+    table = table_of(MASKS, MODALITIES, experts=4)
+    options: dict[str, Any] = {"active_experts": 1}
+    model, cohort = random_model(table, **options), random_cohort([0b011] * 4 + [0b101] * 3, MODALITIES)
+    support = train(model, cohort, settings=method(options), table=table).support
+    expected = [0.0] * 4
+    expected[table.experts[table.masks.index(0b011)]] = 4.0
+    expected[table.experts[table.masks.index(0b101)]] = 3.0
+    assert support.experts_LE.tolist() == [expected]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("full", [0, 1, 7])
+def test_with_too_few_full_patients_experts_and_router_stay_as_they_came(full: int, optimizer: str) -> None:
+    model = random_model(TABLE)
+    cohort, before = random_cohort([0b111] * full + [0b011] * 5 + [0b101] * 4, MODALITIES), snapshot(model)
+    support = train(model, cohort, GENERALIZE, method(optimizer=optimizer, epochs=2)).support
+    for name, value in snapshot(model).items():
+        frozen = group_of(name) in TEACHING
+        assert torch.equal(value, before[name]) == frozen, name
+        if frozen:
+            assert not support_of(name, support, model).any(), name
+    assert support_of("head.weight", support, model).tolist() == [full + 9]
+
+
+def test_with_enough_full_patients_they_alone_move_experts_and_router() -> None:
+    cohort = random_cohort(MASKS, MODALITIES)
+    full_B = cohort.observed_BM.all(dim=1)[:, None]
+    moved = replace(cohort, inputs={name: torch.where(full_B, x, x + 1.0) for name, x in cohort.inputs.items()})
+    results = []
+    for one in (cohort, moved):
+        model = random_model(TABLE)
+        train(model, one, GENERALIZE, method(optimizer="sgd", learning_rate=0.5, batch_size=len(cohort)))
+        results.append(snapshot(model))
+    before = snapshot(random_model(TABLE))
+    for name, value in results[0].items():
+        alike = group_of(name) in TEACHING
+        assert torch.allclose(value, results[1][name], rtol=1e-9, atol=1e-12) == alike, name
+    assert not torch.allclose(results[0]["layers.0.mixture.experts.w1"], before["layers.0.mixture.experts.w1"])
+
+
+def seen(plan: RoundPlan) -> list[int]:
+    """Observed modalities of every patient in the order of two epochs."""
+    model, cohort, counts = random_model(TABLE), random_cohort(MASKS, MODALITIES), list[int]()
+
+    def record(_: torch.nn.Module, positional: Sequence[Any], named: dict[str, Any]) -> None:
+        counts.extend(positional[0].observed_BM.sum(dim=1).tolist())
+        assert named["specialize"] == (plan.stage is Stage.SPECIALIZE)
+
+    model.register_forward_pre_hook(record, with_kwargs=True)
+    train(model, cohort, plan, method(epochs=2))
+    return counts
+
+
+def test_the_first_epoch_of_specializing_descends_in_observed_modalities() -> None:
+    easy_first = sorted((mask.bit_count() for mask in MASKS), reverse=True)
+    counts = seen(RoundPlan(Stage.SPECIALIZE, ordered=True))
+    first, second = counts[: len(MASKS)], counts[len(MASKS) :]
+    assert first == easy_first
+    assert second != easy_first
+    assert sorted(second, reverse=True) == easy_first
+    for plan in (GENERALIZE, SPECIALIZE):
+        assert seen(plan)[: len(MASKS)] != easy_first
+
+
+def step(model: FlexMoe, cohort: Cohort, settings: MethodSettings) -> tuple[Update, dict[str, np.ndarray]]:
+    """The update of one site, as it would be sent, and the site's own final parameters."""
+    shared = shared_parameters(model, ())
+    before = {name: value.detach().numpy().copy() for name, value in shared.items()}
+    result = train(model, cohort, SPECIALIZE, settings)
+    after = {name: value.detach().numpy() for name, value in shared.items()}
+    support = {name: support_of(name, result.support, model) for name in shared}
+    return build_update(specs_of(shared), before, after, support), after
+
+
+@pytest.mark.parametrize("active", [1, 2, 4])
+def test_one_full_batch_step_of_sgd_over_sites_equals_one_pooled_step(
+    monkeypatch: pytest.MonkeyPatch, active: int
+) -> None:
+    # Routing noise is drawn by batch; without it, sites and pool compute the same patients.
+    def quiet(seed: int, *names: str | int, device: torch.device | None = None) -> torch.Generator | None:
+        return None if "noise" in names else torch_generator(seed, *names, device=device)
+
+    monkeypatch.setattr(training, "torch_generator", quiet)
+    options: dict[str, Any] = {"active_experts": active, "layers": 2}
+    settings = method(options, balance=0.0, optimizer="sgd", learning_rate=0.2, batch_size=100, weight_decay=0.05)
+    # One site has no full patients, one has no others, and one has a modality that nobody else has.
+    pooled = random_cohort([0b011] * 5 + [0b111] * 2 + [0b101, 0b100, 0b110], MODALITIES)
+    sites = [pooled.select(index) for index in torch.arange(10).split([5, 2, 3])]
+    start = snapshot(random_model(TABLE, **options))
+    _, expected = step(random_model(TABLE, **options), pooled, settings)
+
+    updates = [step(random_model(TABLE, **options), site, settings)[0] for site in sites]
+    assert len(expected) == len(start)
+    for spec in specs_of(shared_parameters(random_model(TABLE, **options), ())):
+        weighted = np.sum([update.weighted[spec.name].reshape(spec.row_shape) for update in updates], axis=0)
+        support_R = np.sum([update.support[spec.name] for update in updates], axis=0)
+        mean = (weighted / support_R[:, None]).reshape(spec.shape)
+        moved = start[spec.name].numpy() + mean
+        idle = spec.name.endswith("router.gate") and active == 1
+        assert np.array_equal(moved, start[spec.name].numpy()) == idle, spec.name
+        np.testing.assert_allclose(moved, expected[spec.name], rtol=1e-6, atol=1e-6, err_msg=spec.name)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_weights_decay_and_rows_of_the_bank_decay_by_their_own_rate(optimizer: str) -> None:
+    model = random_model(TABLE, layers=2)
+    before = snapshot(model)
+    options = {"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.2, "bank_decay": 0.5}
+    updater = build_optimizer(model, TrainingSettings(**options))
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    updater.step()
+    shrunk = {name: (value / before[name]).mean().item() for name, value in snapshot(model).items()}
+    assert shrunk["bank.residual"] == pytest.approx(0.95)
+    for name in ("head.weight", "layers.0.mixture.experts.w1", "layers.0.mixture.router.weight"):
+        assert shrunk[name] == pytest.approx(0.98)
+    for name in (
+        "head.bias",
+        "layers.0.attention_norm.weight",
+        "bank.default",
+        "position",
+        "imputed",
+        "layers.0.mixture.experts.b1",
+    ):
+        assert shrunk[name] == 1.0
+
+
+def test_training_lowers_the_loss() -> None:
+    model = random_model(TABLE, dtype=torch.float32)
+    cohort = random_cohort(MASKS, MODALITIES, dtype=torch.float32)
+    settings = method(learning_rate=1e-2, epochs=5)
+    losses = [train(model, cohort, settings=settings, round_number=number).loss for number in range(1, 6)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_an_unseen_combination_can_be_trained_on() -> None:
+    table = CombinationTable.build(MODALITIES, 4, {}, min_full=8)
+    model, cohort = random_model(table), random_cohort([0b001, 0b010], MODALITIES)
+    support = train(model, cohort, table=table).support
+    assert support.slots_S.shape == (0,)
+    assert support.experts_LE.sum() == pytest.approx(2.0)
