@@ -19,6 +19,8 @@ from flwr.clientapp import ClientApp
 
 from client.site import Site
 
+LOG_FILE = "site.log"
+
 app = ClientApp()
 
 
@@ -47,38 +49,54 @@ def finish(message: Message, context: Context) -> Message:
 def _answer(message: Message, context: Context, answer: Callable[[Site, bytes], bytes]) -> Message:
     # One thread: sums then have one order, and a site's bits do not depend on its number of cores.
     torch.set_num_threads(1)
-    site = _site(context)
-    site.state.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
+        site = _site(context)
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
         payload = answer(site, request)
     except Exception as error:
         error_id = secrets.token_hex(4)
-        _log(site.state / "site.log", error_id, error)
+        _log(context, error_id, error)
         raise SiteFailure(f"the site could not answer; its log has the details under {error_id}") from None
     array = Array.from_numpy_ndarray(np.frombuffer(payload, dtype=np.uint8))
     return Message(RecordDict({"payload": ArrayRecord({"bytes": array})}), reply_to=message)
 
 
 def _site(context: Context) -> Site:
-    node, run = context.node_config, context.run_config
-    device = str(node.get("device", "auto"))
+    folder, state = _folders(context)
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    device = str(context.node_config.get("device", "auto"))
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Site(folder, state, torch.device(device))
+
+
+def _folders(context: Context) -> tuple[Path, Path]:
+    """The site folder and the state folder."""
+    node, run = context.node_config, context.run_config
     if "site" in node:
-        return Site(Path(str(node["site"])), Path(str(node["state"])), torch.device(device))
+        return Path(str(node["site"])), Path(str(node["state"]))
     folders = sorted(file.parent for file in Path(str(run["study-folder"])).glob("*/site.toml"))
     folder = folders[int(node["partition-id"])]
-    return Site(folder, Path(str(run["run-folder"])) / "sites" / folder.name, torch.device(device))
+    return folder, Path(str(run["run-folder"])) / "sites" / folder.name
 
 
-def _log(file: Path, error_id: str, error: Exception) -> None:
+def _log(context: Context, error_id: str, error: Exception) -> None:
     """Append the full error to the site's own log, which never leaves it."""
-    handler = logging.FileHandler(file)
+    handler = _log_handler(context)
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s"))
-    log = logging.getLogger(f"flexmoe.site.{file.parent.name}")
+    log = logging.getLogger("flexmoe.site")
     log.propagate = False
     log.addHandler(handler)
     log.error("%s", error_id, exc_info=error)
     log.removeHandler(handler)
     handler.close()
+
+
+def _log_handler(context: Context) -> logging.Handler:
+    """site.log in the state folder, for its owner alone; the terminal where there can be no such file."""
+    try:
+        file = _folders(context)[1] / LOG_FILE
+        file.touch(mode=0o600)
+        return logging.FileHandler(file)
+    except (OSError, LookupError, ValueError):
+        return logging.StreamHandler()

@@ -6,9 +6,11 @@ With a bundle a hospital scores new patients offline, whatever they lack.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ from flexmoe_core.study import Column
 from flexmoe_core.validation import FrozenModel
 
 STEM = "model"
+SEAL = "facts"  # beside the weights, whose hash stands with the facts: neither file can change alone
 
 
 class BundleFacts(FrozenModel):
@@ -50,13 +53,16 @@ def write_bundle(folder: Path, model: FlexMoe, facts: BundleFacts) -> str:
     """Write the bundle into the folder (made if absent) and answer its SHA-256."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
-    write_checkpoint(folder / STEM, weights, facts.model_dump(mode="json"))
+    described = facts.model_dump(mode="json")
+    write_checkpoint(folder / STEM, weights | {SEAL: _seal(described)}, described)
     return bundle_digest(folder)
 
 
 def read_bundle(folder: Path) -> Bundle:
     """Rebuild the model; raises CheckpointError for anything that is not a whole bundle."""
     arrays, stored = read_checkpoint(folder / STEM)
+    if not np.array_equal(arrays.pop(SEAL, np.empty(0)), _seal(stored)):
+        raise CheckpointError(f"{folder / STEM}.json: changed since the bundle was written")
     try:
         facts = BundleFacts.model_validate(stored)
     except ValidationError as error:
@@ -86,6 +92,12 @@ def prior_of(labels: np.ndarray, classes: int) -> tuple[float, ...]:
     """The share of each class among training labels."""
     counts = np.bincount(labels, minlength=classes)
     return tuple(float(share) for share in counts / counts.sum())
+
+
+def _seal(facts: dict[str, Any]) -> np.ndarray:
+    """SHA-256 of the facts, as an array."""
+    text = json.dumps(facts, sort_keys=True)
+    return np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8)
 
 
 def _check_weights(folder: Path, model: FlexMoe, arrays: dict[str, np.ndarray]) -> None:

@@ -13,10 +13,9 @@ from rich.table import Table
 from client.check import CheckResult, check_site
 from client.coverage import Coverage
 from client.patients import SPLITS
+from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
 from flexmoe_core.errors import Problem
 from flexmoe_core.study import Study
-
-INPUT_ERROR = 2
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -55,15 +54,13 @@ def check(
     result = check_site(folder, study)
     if result.problems:
         print_problems(result.problems)
-        raise typer.Exit(INPUT_ERROR)
+        raise typer.Exit(WRONG_INPUT)
     print_coverage(result, min_cell)
 
 
 def print_problems(problems: tuple[Problem, ...]) -> None:
     """Each problem on one line of stderr, control characters of file names and keys made visible."""
-    for problem in problems:
-        line = "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in str(problem))
-        typer.echo(line, err=True)
+    tell(map(str, problems))
 
 
 def print_coverage(result: CheckResult, min_cell: int) -> None:
@@ -102,4 +99,4 @@ def _modality_table(study: Study, counts: Mapping[str, Coverage]) -> Table:
 
 def main() -> None:
     """Entry point of the console script."""
-    app()
+    run_command_line("flexmoe-client", app)

@@ -22,7 +22,7 @@ from client.state import RunState
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import is_specialized, plan_round
-from flexmoe_core.errors import MessageError
+from flexmoe_core.errors import CheckpointError, MessageError
 from flexmoe_core.evaluation import cells_to_arrays, predict, score_cells
 from flexmoe_core.groups import Group, is_local, shared_parameters, specs_of, support_of
 from flexmoe_core.messages import (
@@ -156,6 +156,11 @@ class Site:
         expected = {name: value.shape for name, value in shared_parameters(model, *_locality(terms)).items()}
         if {name: value.shape for name, value in state.items()} != expected:
             raise MessageError("the coordinator's parameters are not those of this study's model")
+        own = {name: value.shape for name, value in model.named_parameters()}
+        if any(value.shape != own.get(name) for name, value in local.items()):
+            raise CheckpointError(
+                "the local parameters kept here are of another model: have columns of site.toml changed?"
+            )
         load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
         return model.to(self.device)
 

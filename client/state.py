@@ -14,7 +14,8 @@ import numpy as np
 from flexmoe_core.checkpoint import keep_last, latest_checkpoint, write_atomic, write_checkpoint
 
 LOCAL_PREFIX = "local-"
-KEPT_ROUNDS = 2
+SEAL_BYTES = 64
+KEPT_ROUNDS = 3  # of the coordinator's two checkpoints, and of the round under way
 
 
 class RunState:
@@ -25,16 +26,17 @@ class RunState:
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def answer_to(self, request: bytes) -> bytes | None:
-        """The stored answer to exactly these bytes, if the last request was the same."""
+        """The stored answer to exactly these bytes, if the last request was the same and the answer is whole."""
         file = self._answer_file
         if not file.exists():
             return None
         stored = file.read_bytes()
-        return stored[32:] if stored[:32] == hashlib.sha256(request).digest() else None
+        answer = stored[SEAL_BYTES:]
+        return answer if stored[:SEAL_BYTES] == _seal(request, answer) else None
 
     def store_answer(self, request: bytes, answer: bytes) -> None:
         """Remember the answer, in place of the previous one."""
-        write_atomic(self._answer_file, hashlib.sha256(request).digest() + answer)
+        write_atomic(self._answer_file, _seal(request, answer) + answer)
 
     def local_before(self, round_number: int) -> dict[str, np.ndarray]:
         """Local parameters as they were before the given round; empty for a site that has not trained yet.
@@ -48,10 +50,14 @@ class RunState:
         return found.arrays if found else {}
 
     def store_local(self, round_number: int, parameters: Mapping[str, np.ndarray]) -> None:
-        """Keep the local parameters as they are after the given round, and those of the round before."""
+        """Keep the local parameters as they are after the given round, and those of the two rounds before."""
         write_checkpoint(self.folder / f"{LOCAL_PREFIX}{round_number:05d}", parameters, {"round": round_number})
         keep_last(self.folder, KEPT_ROUNDS, LOCAL_PREFIX)
 
     @property
     def _answer_file(self) -> Path:
         return self.folder / "answer.bin"
+
+
+def _seal(request: bytes, answer: bytes) -> bytes:
+    return hashlib.sha256(request).digest() + hashlib.sha256(answer).digest()

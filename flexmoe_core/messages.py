@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -22,9 +22,12 @@ from flexmoe_core.errors import MessageError
 from flexmoe_core.groups import Group
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.study import Study
-from flexmoe_core.validation import FrozenModel
+from flexmoe_core.update import MAGNITUDE_BITS
+from flexmoe_core.validation import FrozenModel, SafeName
 
 RunName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Patients = Annotated[int, Field(ge=1, le=2**MAGNITUDE_BITS)]
 Arrays = Mapping[str, np.ndarray]
 Message = TypeVar("Message", bound=FrozenModel)
 
@@ -68,13 +71,13 @@ class HandshakeRequest(FrozenModel):
 class HandshakeReply(FrozenModel):
     """Declared facts, and training patients per combination and modality where there are at least ``min_cell``."""
 
-    site: str
+    site: SafeName
     declared_patients: int | None
     declared_full_modality: bool | None
-    modalities: tuple[str, ...]
-    patients: dict[str, int]
-    announced: dict[int, int]
-    observed: dict[str, int]
+    modalities: tuple[SafeName, ...]
+    patients: dict[Literal["train", "validation"], Patients]
+    announced: dict[int, Patients]
+    observed: dict[SafeName, Patients]
 
 
 class TrainRequest(FrozenModel):
@@ -108,7 +111,7 @@ class FinishReply(FrozenModel):
     """Arrays: ``validation/<cell>/*`` and ``test/<cell>/*``. ``bundle`` is the SHA-256 of the site's bundle."""
 
     site: str
-    bundle: str
+    bundle: Digest
 
 
 def encode(message: FrozenModel, arrays: Arrays | None = None) -> bytes:
@@ -132,5 +135,13 @@ def decode(data: bytes, expected: type[Message]) -> tuple[Message, dict[str, np.
     except ValidationError as error:
         wrong = "; ".join(".".join(map(str, one["loc"])) + ": " + one["msg"] for one in error.errors())
         raise MessageError(f"{expected.__name__} is malformed: {wrong}") from None
-    except (SafetensorError, LookupError, ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+    except (
+        SafetensorError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise MessageError(f"the bytes are no {expected.__name__} ({type(error).__name__})") from None

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flexmoe_core.errors import FlexMoeError
+from flexmoe_core.command_line import run_command_line
 from server.report.page import write_report
 
 app = typer.Typer(
@@ -30,9 +30,5 @@ def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a 
 
 
 def main() -> None:
-    """Run the command line; a problem of the user's ends in its message and exit code 2."""
-    try:
-        app()
-    except FlexMoeError as error:
-        typer.echo(f"flexmoe-server: {error}", err=True)
-        raise SystemExit(2) from None
+    """Entry point of the console script."""
+    run_command_line("flexmoe-server", app)

@@ -10,12 +10,13 @@ import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+LONGEST_REASON = 200
 Question = Literal["query.handshake", "train", "evaluate"]
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back, by whom was asked: payloads, failures in words, and the silent ones."""
+    """What came back, by the name that was asked: payloads, failures in words, and the silent ones."""
 
     payloads: dict[str, bytes]
     failed: dict[str, str]
@@ -26,35 +27,40 @@ class Answers:
 
 def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes, deadline_s: float) -> Answers:
     """Send the same payload to every node (by name) and wait until all have answered or the deadline."""
+    content = _pack(payload)
     messages = {
-        name: Message(_pack(payload), node, question, ttl=deadline_s, group_id=question)
+        name: Message(content, node, question, ttl=deadline_s, group_id=question)
         for name, node in sorted(nodes.items())
     }
-    names_by_node = {node: name for name, node in nodes.items()}
     replies = list(grid.send_and_receive(messages.values(), timeout=deadline_s))
     # An error reply for a lost node names the SuperLink as its source: the message it replies to is what counts.
-    by_message = {message.metadata.message_id: name for name, message in messages.items()}
+    asked = {message.metadata.message_id: name for name, message in messages.items()}
     payloads: dict[str, bytes] = {}
     failed: dict[str, str] = {}
     for reply in replies:
-        name = by_message.get(reply.metadata.reply_to_message_id) or names_by_node.get(reply.metadata.src_node_id)
+        name = asked.pop(reply.metadata.reply_to_message_id, None)
         if name is None:
             continue
         if reply.has_error():
-            failed[name] = f"error {reply.error.code}: {_first_line(reply.error.reason)}"
+            failed[name] = f"error {reply.error.code}: {in_short(reply.error.reason or 'no reason given')}"
             continue
         try:
             payloads[name] = _unpack(reply.content)
-        except (KeyError, TypeError, ValueError):
+        except Exception:  # numpy's reader fails in many ways on bytes that are no array
             failed[name] = "the reply holds no payload"
-    silent = tuple(name for name in messages if name not in payloads and name not in failed)
     return Answers(
         payloads,
         failed,
-        silent,
+        missing=tuple(sorted(asked.values())),
         bytes_up=sum(map(len, payloads.values())),
         bytes_down=len(payload) * len(messages),
     )
+
+
+def in_short(text: str) -> str:
+    """Words that came from outside, for a log or a terminal: one short line without control characters."""
+    line = "".join(sign if sign.isprintable() else " " for sign in text[:LONGEST_REASON])
+    return line if len(text) <= LONGEST_REASON else f"{line}..."
 
 
 def _pack(payload: bytes) -> RecordDict:
@@ -67,7 +73,3 @@ def _unpack(content: RecordDict) -> bytes:
     if values.dtype != np.uint8:
         raise TypeError("the payload is not bytes")
     return values.tobytes()
-
-
-def _first_line(reason: str | None) -> str:
-    return reason.splitlines()[0][:200] if reason else "no reason given"

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import plan_round
-from flexmoe_core.errors import RunFailed
+from flexmoe_core.errors import CheckpointError, RunFailed
 from flexmoe_core.groups import shared_parameters, specs_of
 from flexmoe_core.messages import FinishRequest, Terms, TrainRequest, encode
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
@@ -37,7 +37,12 @@ class Progress:
     aggregated: int
     state: dict[str, np.ndarray]
     history: list[dict[str, Any]]
+    sites: set[str]
     stopped: bool = False
+
+    def absent(self, sites: Participants) -> list[str]:
+        """Sites that took part before the run was resumed, and are not there now."""
+        return sorted(self.sites - sites.nodes.keys())
 
 
 class Federation:
@@ -66,6 +71,8 @@ class Federation:
         started = time.monotonic()
         federation = self._settings.federation
         sites = shake_hands(self._grid, self._terms, federation.quorum, self._expected_sites, federation.deadline_s)
+        if sites.refused:
+            self._observe({"refused_nodes": sites.refused})
         progress = self._start(sites)
         while progress.round < federation.rounds and not progress.stopped:
             self._train_round(sites, progress)
@@ -80,28 +87,47 @@ class Federation:
     def _start(self, sites: Participants) -> Progress:
         """The state before the first round, or that of the last checkpoint."""
         stored = self._store.last_round() if self._resume else None
-        self._table = CombinationTable.from_json(stored[1]["table"]) if stored else sites.table(self._terms)
-        model = initial_model(self._terms, self._table)
-        shared = shared_parameters(model, local_modalities(self._terms), self._terms.local_groups)
-        self._specs = specs_of(shared)
-        self._optimizer = self._settings.federation.optimizer.build(self._specs)
         if stored is None:
-            state = {name: value.detach().numpy().copy() for name, value in shared.items()}
-            progress = Progress(round=0, aggregated=0, state=state, history=[])
+            state = self._prepare(sites.table(self._terms))
+            progress = Progress(round=0, aggregated=0, state=state, history=[], sites=set(sites.nodes))
             self._save(progress)
             return progress
         arrays, facts, refused = stored
+        for reason in refused:
+            self._observe({"refused_checkpoint": reason})
+        try:
+            progress = self._restore(arrays, facts)
+        except (LookupError, TypeError, ValueError) as error:
+            what = f"of another version, or changed by hand ({type(error).__name__})"
+            raise CheckpointError(f"{self._store.folder / 'checkpoint'}: {what}") from None
+        progress.sites.update(sites.nodes)
+        self._store.rewind_history(progress.round)
+        return progress
+
+    def _prepare(self, table: CombinationTable) -> dict[str, np.ndarray]:
+        """Fix the table and all that follows from it, and give the state that a run starts from."""
+        self._table = table
+        model = initial_model(self._terms, table)
+        shared = shared_parameters(model, local_modalities(self._terms), self._terms.local_groups)
+        self._specs = specs_of(shared)
+        self._optimizer = self._settings.federation.optimizer.build(self._specs)
+        return {name: value.detach().numpy().copy() for name, value in shared.items()}
+
+    def _restore(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> Progress:
+        initial = self._prepare(CombinationTable.from_json(facts["table"]))
+        state = under_prefix("state", arrays)
+        if {name: value.shape for name, value in state.items()} != {name: v.shape for name, v in initial.items()}:
+            folder = self._store.folder
+            raise CheckpointError(f"{folder / 'checkpoint'}: the model is not that of {folder / 'config.toml'}")
         self._optimizer.load_state_arrays(under_prefix("optimizer", arrays))
         self._average.load_state_arrays(under_prefix("average", arrays))
         self._early_stop.load_state(facts["early_stop"])
-        self._store.rewind_history(facts["round"])
-        for reason in refused:
-            self._observe({"refused_checkpoint": reason})
         return Progress(
             round=facts["round"],
             aggregated=facts["aggregated"],
-            state=under_prefix("state", arrays),
+            state=state,
             history=facts["history"],
+            sites=set(facts["sites"]),
             stopped=facts["stopped"],
         )
 
@@ -127,7 +153,7 @@ class Federation:
             "stage": plan_round(number, self._settings.method.curriculum).stage.value,
             "aggregated": aggregated,
             "answered": sorted(replies.updates),
-            "missing": sorted(answers.missing),
+            "missing": sorted([*answers.missing, *progress.absent(sites)]),
             "failed": dict(sorted(answers.failed.items())),
             "dropped": dict(sorted(replies.dropped.items())),
             "refused_rows": refused_rows,
@@ -157,6 +183,7 @@ class Federation:
             "round": progress.round,
             "aggregated": progress.aggregated,
             "stopped": progress.stopped,
+            "sites": sorted(progress.sites),
             "table": self._table.to_json(),
             "early_stop": self._early_stop.state(),
             "history": progress.history,
@@ -176,7 +203,8 @@ class Federation:
         final = self._average.mean()
         request = FinishRequest(terms=self._terms, table=self._table, round=progress.round)
         answers = ask(self._grid, sites.nodes, "evaluate", encode(request, final), federation.deadline_s)
-        results = read_finish(answers, self._terms, progress.round)
+        absent = dict.fromkeys(progress.absent(sites), "not there when the run was resumed")
+        results = read_finish(answers, sites.refused | absent, self._terms, progress.round)
         if len(results.test) < federation.quorum:
             raise RunFailed(f"only {len(results.test)} of {federation.quorum} needed sites scored the final model")
         return results

@@ -12,14 +12,14 @@ from flwr.serverapp import Grid
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError, RunFailed
 from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
-from server.conversation import Answers, ask
+from server.conversation import Answers, ask, in_short
 
 POLL_S = 1.0
 
 
 @dataclass(frozen=True)
 class Participants:
-    """Sites by name: their node, and what they announced. ``refused`` says in words whom the run goes without."""
+    """Sites by name: their node, and what they announced. ``refused`` says of nodes why the run goes without them."""
 
     nodes: dict[str, int]
     replies: dict[str, HandshakeReply]
@@ -60,11 +60,11 @@ def shake_hands(
                 break
             raise RunFailed(f"{online} sites came online within {deadline_s:g} s, {quorum} are needed")
         sleep(POLL_S)
-    nodes = {str(node): node for node in grid.get_node_ids()}
+    nodes = {f"node {node}": node for node in grid.get_node_ids()}
     answers = ask(grid, nodes, "query.handshake", encode(HandshakeRequest(terms=terms)), deadline_s)
     participants = _admit(answers, nodes, terms)
     if len(participants.nodes) < quorum:
-        reasons = "; ".join(f"node {node}: {why}" for node, why in sorted(participants.refused.items()))
+        reasons = "; ".join(f"{node}: {why}" for node, why in sorted(participants.refused.items()))
         raise RunFailed(f"{len(participants.nodes)} of {quorum} needed sites answered the handshake. {reasons}")
     return participants
 
@@ -77,13 +77,24 @@ def _admit(answers: Answers, nodes: Mapping[str, int], terms: Terms) -> Particip
         try:
             reply, _ = decode(payload, HandshakeReply)
         except MessageError as error:
-            refused[node] = str(error)
+            refused[node] = in_short(str(error))
             continue
-        unknown = [mask for mask in reply.announced if not 0 < mask <= terms.study.full_mask]
+        objection = _objection_to(reply, terms)
         if reply.site in admitted:
             refused[node] = f"a second site calls itself {reply.site}"
-        elif unknown:
-            refused[node] = f"{reply.site} announces combinations that the study does not have"
+        elif objection:
+            refused[node] = f"{reply.site} {objection}"
         else:
             admitted[reply.site], replies[reply.site] = nodes[node], reply
     return Participants(admitted, replies, refused)
+
+
+def _objection_to(reply: HandshakeReply, terms: Terms) -> str | None:
+    study = terms.study
+    if not all(0 < mask <= study.full_mask for mask in reply.announced):
+        return "announces combinations that the study does not have"
+    if not {*reply.modalities, *reply.observed} <= set(study.modality_names):
+        return "announces modalities that the study does not have"
+    if min([*reply.announced.values(), *reply.observed.values()], default=terms.min_cell) < terms.min_cell:
+        return f"announces fewer than {terms.min_cell} patients"
+    return None

@@ -15,10 +15,12 @@ from flexmoe_core.messages import FinishReply, Terms, decode
 from flexmoe_core.naming import under_prefix, with_prefix
 from flexmoe_core.score_metrics import summary
 from flexmoe_core.scores import Scores
-from server.conversation import Answers
+from server.conversation import Answers, in_short
 from server.replies import total_scores
 
-OTHER = "other"
+OTHER = "(other)"  # no modality can have such a name
+NONE = "(none)"
+SPLITS = ("validation", "test")
 Cells = dict[int | None, CellResult]
 
 
@@ -55,19 +57,22 @@ class Results:
         return arrays, facts
 
 
-def read_finish(answers: Answers, terms: Terms, rounds: int) -> Results:
-    """Check every final answer by itself; a bad one is missing, by name and reason."""
-    missing = dict(answers.failed) | dict.fromkeys(answers.missing, "no answer")
+def read_finish(answers: Answers, absent: Mapping[str, str], terms: Terms, rounds: int) -> Results:
+    """Check every final answer by itself; a bad one is missing, by name and reason, as are those never asked."""
+    missing = {**absent, **answers.failed, **dict.fromkeys(answers.missing, "no answer")}
     results = Results(rounds, {}, {}, {}, missing)
     for site, payload in sorted(answers.payloads.items()):
         try:
             reply, arrays = decode(payload, FinishReply)
-            validation, test = (_cells(split, arrays, terms) for split in ("validation", "test"))
+            validation, test = (_cells(split, arrays, terms) for split in SPLITS)
         except MessageError as error:
-            missing[site] = str(error)
+            missing[site] = in_short(str(error))
             continue
         if reply.site != site:
             missing[site] = "the reply calls itself by another site's name"
+            continue
+        if not all(name.startswith(tuple(f"{split}/" for split in SPLITS)) for name in arrays):
+            missing[site] = "the reply holds arrays that nobody asked for"
             continue
         results.validation[site], results.test[site] = validation, test
         results.bundles[site] = reply.bundle
@@ -115,8 +120,8 @@ def pooled_cells(sites: Iterable[Cells]) -> Cells:
 
 
 def combination_name(mask: int | None, terms: Terms) -> str:
-    """``history+labs``; ``other`` for cells too small to be named."""
-    return OTHER if mask is None else "+".join(terms.study.names_of(mask))
+    """``history+labs``; ``(other)`` for cells too small to be named, ``(none)`` where nothing was measured."""
+    return OTHER if mask is None else "+".join(terms.study.names_of(mask)) or NONE
 
 
 def _display_order(mask: int | None) -> tuple[int, int]:

@@ -16,8 +16,11 @@ from flexmoe_core.naming import under_prefix
 from flexmoe_core.score_metrics import METRICS, log_loss, summary
 from flexmoe_core.scores import Scores
 from flexmoe_core.update import TensorSpec, Update
+from server.conversation import in_short
 from server.door import UpdateLimits, validate_reply
 
+LONGEST_S = 1e9
+PARTS = ("weighted/", "support/", "validation/")
 Cells = dict[int | None, CellResult]
 
 
@@ -67,10 +70,10 @@ def read_train_replies(
             reply, arrays = decode(payload, TrainReply)
             cells = _read_cells(arrays, request)
         except MessageError as error:
-            replies.dropped[site] = [str(error)]
+            replies.dropped[site] = [in_short(str(error))]
             continue
         update = Update(under_prefix("weighted", arrays), under_prefix("support", arrays))
-        problems = [*_problems_of_facts(site, reply, request), *validate_reply(update, specs, limits)]
+        problems = [*_problems_of_facts(site, reply, arrays, request), *validate_reply(update, specs, limits)]
         if problems:
             replies.dropped[site] = problems
             continue
@@ -89,12 +92,18 @@ def _read_cells(arrays: Mapping[str, np.ndarray], request: TrainRequest) -> Cell
     )
 
 
-def _problems_of_facts(site: str, reply: TrainReply, request: TrainRequest) -> list[str]:
+def _problems_of_facts(
+    site: str, reply: TrainReply, arrays: Mapping[str, np.ndarray], request: TrainRequest
+) -> list[str]:
     problems = []
     if reply.site != site:
         problems.append("the reply calls itself by another site's name")
     if (reply.round, reply.attempt) != (request.round, request.attempt):
-        problems.append(f"the reply is to round {reply.round}, attempt {reply.attempt}")
-    if not (math.isfinite(reply.loss) and math.isfinite(reply.seconds)):
-        problems.append("loss or seconds are not finite")
+        problems.append(in_short(f"the reply is to round {reply.round}, attempt {reply.attempt}"))
+    if not math.isfinite(reply.loss):
+        problems.append("the loss is not finite")
+    if not 0 <= reply.seconds <= LONGEST_S:
+        problems.append("the seconds are no duration")
+    if not all(name.startswith(PARTS) for name in arrays):
+        problems.append("the reply holds arrays that nobody asked for")
     return problems

@@ -16,11 +16,17 @@ import numpy as np
 
 from flexmoe_core.checkpoint import keep_last, latest_checkpoint, read_checkpoint, write_atomic, write_checkpoint
 from flexmoe_core.errors import CheckpointError, InputError, Problem
+from flexmoe_core.messages import RunName
 from flexmoe_core.study import Study, load_study
+from flexmoe_core.validation import FrozenModel, validate
 from server.settings import RunSettings, load_settings
 
 PUBLIC_MODE = 0o644
 KEPT_CHECKPOINTS = 2
+
+
+class _RunFile(FrozenModel):
+    run: RunName
 
 
 class RunStore:
@@ -31,11 +37,15 @@ class RunStore:
 
     @classmethod
     def create(cls, folder: Path, study: Study, settings: RunSettings) -> RunStore:
-        """A new run; raises InputError where the folder already holds something."""
-        if folder.exists() and any(folder.iterdir()):
-            remedy = "Choose another folder, or continue that run with --resume."
-            raise InputError([Problem(str(folder), "", "is not empty", remedy)])
-        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        """A new run; raises InputError where the folder already holds something or cannot be made."""
+        try:
+            if folder.exists() and any(folder.iterdir()):
+                remedy = "Choose another folder, or continue that run with --resume."
+                raise InputError([Problem(str(folder), "", "is not empty", remedy)])
+            (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            what = f"cannot be a run folder: {error.strerror}"
+            raise InputError([Problem(str(folder), "", what, "Name a folder that you may write to.")]) from None
         store = cls(folder)
         store._write_text("config.toml", settings.to_toml())
         store._write_text("study.toml", study.to_toml())
@@ -51,9 +61,8 @@ class RunStore:
 
     @property
     def run(self) -> str:
-        """The name that tells this run from all others."""
-        name: str = json.loads((self.folder / "run.json").read_text())["run"]
-        return name
+        """The name that tells this run from all others. Raises InputError where run.json does not hold it."""
+        return validate(self._read_json("run.json"), _RunFile, str(self.folder / "run.json")).run
 
     @property
     def study(self) -> Study:
@@ -70,34 +79,38 @@ class RunStore:
         write_checkpoint(self.folder / "checkpoint" / f"round-{number:05d}", arrays, facts)
         keep_last(self.folder / "checkpoint", KEPT_CHECKPOINTS)
 
-    def last_round(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]]:
-        """Arrays and facts of the newest readable checkpoint, and in words why newer ones were refused."""
+    def last_round(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
+        """Arrays and facts of the newest readable checkpoint, and in words why newer ones were refused.
+
+        None where the run has not come to its first one; raises CheckpointError where none is readable.
+        """
         found, refused = latest_checkpoint(self.folder / "checkpoint")
-        if found is None:
-            why = "; ".join(refused) or "there is none"
-            raise CheckpointError(f"{self.folder / 'checkpoint'}: no checkpoint to resume from ({why})")
-        return found.arrays, found.facts, refused
+        if found is not None:
+            return found.arrays, found.facts, refused
+        if refused:
+            raise CheckpointError(f"{self.folder / 'checkpoint'}: nothing to resume from ({'; '.join(refused)})")
+        return None
 
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add one line to history.jsonl."""
         with (self.folder / "history.jsonl").open("a") as file:
-            file.write(json.dumps(row, sort_keys=True) + "\n")
+            file.write(_line(row))
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of history.jsonl; a last one that a kill cut short is left out."""
         file = self.folder / "history.jsonl"
         rows: list[dict[str, Any]] = []
-        for line in file.read_text().splitlines() if file.exists() else []:
+        for line in file.read_bytes().splitlines() if file.exists() else []:
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:
                 break
         return rows
 
     def rewind_history(self, last_round: int) -> None:
         """Forget the lines of rounds after ``last_round``: they will be run again."""
         kept = [row for row in self.history() if row["round"] <= last_round]
-        self._write_text("history.jsonl", "".join(json.dumps(row, sort_keys=True) + "\n" for row in kept))
+        self._write_text("history.jsonl", "".join(map(_line, kept)))
 
     def save_results(self, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
         """Write what the report is made of: score counts, routing and coverage."""
@@ -109,12 +122,27 @@ class RunStore:
 
     def save_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json."""
-        self._write_text("metrics.json", json.dumps(metrics, indent=2) + "\n")
+        self._write_text("metrics.json", json.dumps(metrics, indent=2, allow_nan=False) + "\n")
 
     def metrics(self) -> dict[str, Any]:
-        """What ``save_metrics`` wrote."""
-        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text())
-        return metrics
+        """What ``save_metrics`` wrote; raises CheckpointError where it cannot be read."""
+        return self._read_json("metrics.json")
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        file = self.folder / name
+        try:
+            value = json.loads(file.read_bytes())
+        except OSError as error:
+            raise CheckpointError(f"{file}: {error.strerror}") from None
+        except (ValueError, RecursionError):
+            raise CheckpointError(f"{file}: not whole JSON") from None
+        if not isinstance(value, dict):
+            raise CheckpointError(f"{file}: not a JSON object")
+        return value
 
     def _write_text(self, name: str, text: str) -> None:
         write_atomic(self.folder / name, text.encode(), PUBLIC_MODE)
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"

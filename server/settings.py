@@ -34,7 +34,9 @@ class FederationSettings(FrozenModel):
     rounds: int = Field(default=40, ge=1)
     quorum: int = Field(default=1, ge=1, description="sites without which a round is not aggregated")
     min_aggregated: Share = Field(default=0.8, description="share of rounds without which the run fails")
-    deadline_s: float = Field(default=3600.0, gt=0, description="seconds to wait for the answers of a round")
+    deadline_s: float = Field(
+        default=3600.0, gt=0, allow_inf_nan=False, description="seconds to wait for the answers of a round"
+    )
     min_cell: int = Field(default=5, ge=1, description="patients below which a combination is not announced")
     averaging: float = Field(default=0.9, ge=0, lt=1, description="decay of the mean over rounds; 0: last round")
     local_groups: tuple[Group, ...] = ()
@@ -47,7 +49,7 @@ class FederationSettings(FrozenModel):
 class RunSettings(FrozenModel):
     """Everything that a run needs beside its study; written to its config.toml."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     method: MethodSettings = MethodSettings()
     federation: FederationSettings = FederationSettings()
 
@@ -105,5 +107,5 @@ def _assign(tree: dict[str, Any], path: list[str], value: object) -> bool:
 def _value(text: str) -> object:
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):  # no TOML, or a number or nesting without end
         return text

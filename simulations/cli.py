@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import typer
 
-from flexmoe_core.errors import FlexMoeError
+from flexmoe_core.command_line import run_command_line
+from simulations.benchmark_commands import benchmark
 from simulations.datasets.commands import prepare
+from simulations.run_commands import run
 
 app = typer.Typer(
     name="flexmoe-sim",
@@ -14,12 +16,10 @@ app = typer.Typer(
     help="Simulate federations of Flex-MoE on one machine: prepare data, run, compare.",
 )
 app.add_typer(prepare, name="prepare")
+app.add_typer(benchmark, name="benchmark")
+app.command(name="run")(run)
 
 
 def main() -> None:
-    """Run the command line; a problem of the user's ends in its message and exit code 2."""
-    try:
-        app()
-    except FlexMoeError as error:
-        typer.echo(f"flexmoe-sim: {error}", err=True)
-        raise SystemExit(2) from None
+    """Entry point of the console script."""
+    run_command_line("flexmoe-sim", app)

@@ -24,22 +24,26 @@ def round_progress(console: Console, rounds: int) -> Iterator[Callable[[Mapping[
         task = progress.add_task("rounds", total=rounds, stage="handshake", quality="")
 
         def observe(row: Mapping[str, Any]) -> None:
-            if "refused_checkpoint" in row:
-                console.print(f"[yellow]Passed over a broken checkpoint: {row['refused_checkpoint']}")
-                return
-            for site, reason in _troubles(row).items():
-                console.print(f"[yellow]Round {row['round']}: {site}: {reason}", highlight=False)
-            progress.update(task, completed=row["round"], stage=row["stage"], quality=_quality(row))
+            for trouble in _troubles(row):
+                console.print(trouble, style="yellow", markup=False, highlight=False)
+            if "round" in row:
+                progress.update(task, completed=row["round"], stage=row["stage"], quality=_quality(row))
 
         yield observe
 
 
-def _troubles(row: Mapping[str, Any]) -> dict[str, str]:
-    return (
+def _troubles(row: Mapping[str, Any]) -> list[str]:
+    """Everything in a row that went wrong, a line each."""
+    if "refused_checkpoint" in row:
+        return [f"Passed over a broken checkpoint: {row['refused_checkpoint']}"]
+    if "refused_nodes" in row:
+        return [f"Goes without {node}: {reason}" for node, reason in row["refused_nodes"].items()]
+    reasons = (
         dict.fromkeys(row["missing"], "no answer before the deadline")
         | row["failed"]
         | {site: "; ".join(reasons) for site, reasons in row["dropped"].items()}
     )
+    return [f"Round {row['round']}: {site}: {reason}" for site, reason in reasons.items()]
 
 
 def _quality(row: Mapping[str, Any]) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
-from server.report.page import write_report
 
 from client.site_data import read_site
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.settings import PRESETS
 from flexmoe_core.study import load_study
+from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import RunSettings, settings_with
 from simulations.progress import round_progress
-from simulations.runs import Engine, simulate, site_folders
+from simulations.runs import Engine, require_quorum, simulate, site_folders
 
 TRAINING_SPLITS = ("train", "validation")
+DEFAULT_PRESET = "small"
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with study.toml and the site folders.")]
 Overrides = Annotated[
@@ -46,7 +49,9 @@ def run(
     ] = EngineName.inprocess,
     rounds: Annotated[int | None, typer.Option(min=1, help="Short for --set federation.rounds=N.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None,
-    preset: Annotated[str, typer.Option(help=f"Sizes to start from: {', '.join(PRESETS)}.")] = "small",
+    preset: Annotated[
+        str | None, typer.Option(help=f"Sizes to start from: {', '.join(PRESETS)}. Without it: {DEFAULT_PRESET}.")
+    ] = None,
     overrides: Overrides = None,
     processes: Processes = 0,
     resume: Annotated[
@@ -60,8 +65,7 @@ def run(
     """
     console = Console()
     changes = [*(overrides or []), *([f"federation.rounds={rounds}"] if rounds else [])]
-    settings = _settings(resume, changes, preset, seed)
-    check_folders(folder)
+    settings = _checked(folder, resume, changes, preset, seed, engine, processes)
     total = (settings or RunStore.open(out).settings).federation.rounds
     store = train(console, folder, out, settings, total, engine.value, processes)
     console.print(f"Results   {store.folder / 'metrics.json'}", highlight=False)
@@ -91,20 +95,49 @@ def check_folders(folder: Path) -> None:
     Labels of test patients stay unread.
     """
     study = load_study(folder / "study.toml")
+    raise_all(partial(read_site, site, study, TRAINING_SPLITS) for site in site_folders(folder).values())
+
+
+def raise_all(checks: Iterable[Callable[[], object]]) -> None:
+    """Call every check, and raise one InputError with the problems of all of them."""
     problems: list[Problem] = []
-    for site in site_folders(folder).values():
+    for check in checks:
         try:
-            read_site(site, study, TRAINING_SPLITS)
+            check()
         except InputError as error:
             problems.extend(error.problems)
     if problems:
         raise InputError(problems)
 
 
-def _settings(resume: bool, changes: list[str], preset: str, seed: int | None) -> RunSettings | None:
+def _checked(
+    folder: Path,
+    resume: bool,
+    changes: list[str],
+    preset: str | None,
+    seed: int | None,
+    engine: EngineName,
+    processes: int,
+) -> RunSettings | None:
+    """The settings of a new run, None for an old one; raises InputError with all that is wrong with the command."""
+    chosen = partial(_settings, resume, changes, preset, seed)
+    raise_all([partial(_check_engine, engine, processes), chosen, partial(check_folders, folder)])
+    settings = chosen()
+    if settings is not None:
+        require_quorum(settings, site_folders(folder), "--set")
+    return settings
+
+
+def _check_engine(engine: EngineName, processes: int) -> None:
+    if engine is EngineName.ray and processes:
+        remedy = "Leave it out: Ray has its own worker processes."
+        raise InputError([Problem("--processes", "", "is for the inprocess engine", remedy)])
+
+
+def _settings(resume: bool, changes: list[str], preset: str | None, seed: int | None) -> RunSettings | None:
     if not resume:
-        return settings_with(changes, preset, seed)
-    if changes or seed is not None:
-        remedy = "Leave out --set, --rounds and --seed: a run goes on with the settings that it began with."
+        return settings_with(changes, preset or DEFAULT_PRESET, seed)
+    if changes or seed is not None or preset is not None:
+        remedy = "Leave out --set, --rounds, --preset and --seed: a run goes on with the settings that it began with."
         raise InputError([Problem("--resume", "", "cannot be combined with new settings", remedy)])
     return None

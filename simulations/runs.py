@@ -38,13 +38,18 @@ def simulate(
 ) -> RunStore:
     """Run a federation over the site folders below ``study_folder``, or over some of them by name.
 
-    ``settings`` None resumes the run in ``run_folder``. Raises InputError, CheckpointError or RunFailed.
+    ``settings`` None resumes the run in ``run_folder``. Raises InputError, CheckpointError or RunFailed. The engine
+    ``ray`` takes all sites and none of the other options; ValueError where it is given one.
     """
+    if engine == "ray" and (sites is not None or observe or faults or processes):
+        raise ValueError("sites, observe, faults and processes are options of the engine inprocess")
     folders = site_folders(study_folder, sites)
     resume = settings is None
     if settings is None:
         store = RunStore.open(run_folder)
+        require_quorum(store.settings, folders, str(run_folder / "config.toml"))
     else:
+        require_quorum(settings, folders, "--set")
         store = RunStore.create(run_folder, load_study(study_folder / "study.toml"), settings)
     run_config: dict[str, UserConfigValue] = {
         "study-folder": str(study_folder.resolve()),
@@ -73,6 +78,17 @@ def site_folders(study_folder: Path, sites: Collection[str] | None = None) -> di
         remedy = "Name a folder that 'flexmoe-sim prepare' wrote."
         raise InputError([Problem(str(study_folder), "", "holds no folder with a site.toml", remedy)])
     return chosen
+
+
+def require_quorum(settings: RunSettings, folders: Collection[str], file: str) -> None:
+    """Raise InputError for a quorum that cannot be: at once, not when the deadline has passed.
+
+    ``file`` is where the quorum was set.
+    """
+    quorum = settings.federation.quorum
+    if quorum > len(folders):
+        what = f"is {quorum}, but there are {len(folders)} sites"
+        raise InputError([Problem(file, "federation.quorum", what, f"Set it to {len(folders)} or less.")])
 
 
 def site_state(run_folder: Path, site: str) -> Path:

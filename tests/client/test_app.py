@@ -1,0 +1,180 @@
+"""The ClientApp: which folders a node serves, and how little of an error leaves it."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, Context, Message, RecordDict, UserConfigValue
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import SiteFailure, app
+from client.site import Site
+from flexmoe_core.errors import InputError
+from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, TrainReply, decode, encode
+from flexmoe_core.study import Study
+from simulations.engines.inprocess import InProcessGrid, Node
+from tests.client.conftest import SiteFolder, make_site
+from tests.client.coordinator import METHOD, RUN, coordinate, make_cpu_site
+
+GENERIC = re.compile(r"the site could not answer; its log has the details under ([0-9a-f]{8})")
+Config = dict[str, UserConfigValue]
+
+
+def asked(payload: bytes, question: str = "query.handshake") -> Message:
+    TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
+    array = Array(np.frombuffer(payload, dtype=np.uint8))
+    return Message(RecordDict({"payload": ArrayRecord({"bytes": array})}), 1000, question)
+
+
+def answered(message: Message, node: Config, run: Config | None = None) -> bytes:
+    context = Context(run_id=1, node_id=1000, node_config=node, state=RecordDict(), run_config=run or {})
+    reply = app(message, context)
+    return reply.content.array_records["payload"]["bytes"].numpy().tobytes()
+
+
+def shaking(study: Study) -> Message:
+    terms = Terms(run=RUN, seed=0, study=study, method=METHOD, min_cell=1)
+    return asked(encode(HandshakeRequest(terms=terms)))
+
+
+def name_of(answer: bytes) -> str:
+    return decode(answer, HandshakeReply)[0].site
+
+
+def node_config(site: SiteFolder, state: Path) -> Config:
+    return {"site": str(site.path), "state": str(state), "device": "cpu"}
+
+
+def failure_id(message: Message, node: Config, run: Config | None = None) -> str:
+    """The id of an error that says nothing else."""
+    with pytest.raises(SiteFailure) as caught:
+        answered(message, node, run)
+    told = GENERIC.fullmatch(str(caught.value))
+    assert told, "more than the id leaves the site"
+    assert caught.value.__suppress_context__
+    return told[1]
+
+
+def test_a_node_serves_the_folders_of_its_configuration(site: SiteFolder, tmp_path: Path) -> None:
+    state = tmp_path / "new" / "state"
+    assert name_of(answered(shaking(site.study()), node_config(site, state))) == "cleveland"
+    assert stat.S_IMODE(state.stat().st_mode) == 0o700
+
+
+def test_the_device_is_optional(site: SiteFolder, tmp_path: Path) -> None:
+    for device in ({}, {"device": "auto"}, {"device": "cpu"}):
+        node: Config = {"site": str(site.path), "state": str(tmp_path / "state"), **device}
+        assert name_of(answered(shaking(site.study()), node)) == "cleveland"
+
+
+def test_a_numbered_node_serves_the_site_folder_of_that_place(tmp_path: Path) -> None:
+    study_folder = tmp_path / "hospitals"
+    study_folder.mkdir()
+    for name in ("zurich", "basel"):
+        make_site(study_folder / name).edit("site.toml", '"cleveland"', f'"{name}"')
+    (study_folder / "notes").mkdir()
+    study = make_site(tmp_path / "any").study()
+    run: Config = {"study-folder": str(study_folder), "run-folder": str(tmp_path / "run")}
+    names = [name_of(answered(shaking(study), {"partition-id": place, "num-partitions": 2}, run)) for place in (0, 1)]
+    assert names == ["basel", "zurich"]
+    assert {path.name for path in (tmp_path / "run" / "sites").iterdir()} == {"basel", "zurich"}
+
+
+def test_each_message_has_its_answer(site: SiteFolder, tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    coordinator = coordinate(site.study(), make_cpu_site(site.path, state))
+    node = node_config(site, state)
+    assert decode(answered(asked(coordinator.train(), "train"), node), TrainReply)[0].round == 1
+    assert b"FinishReply" in answered(asked(coordinator.finish(1), "evaluate"), node)
+    assert not (state / "site.log").exists()
+
+
+def break_table(site: SiteFolder) -> None:
+    site.edit("history.csv", "p1,60,M", "p1,SECRET-VALUE,M")
+
+
+def remove_table(site: SiteFolder) -> None:
+    (site / "history.csv").unlink()
+
+
+def replace_table_by_folder(site: SiteFolder) -> None:
+    remove_table(site)
+    (site / "history.csv").mkdir()
+
+
+def remove_manifest(site: SiteFolder) -> None:
+    (site / "site.toml").unlink()
+
+
+@pytest.mark.parametrize("damage", [break_table, remove_table, replace_table_by_folder, remove_manifest])
+def test_of_an_unreadable_site_folder_nothing_but_an_id_leaves(
+    tmp_path: Path, damage: Callable[[SiteFolder], None]
+) -> None:
+    site = make_site(tmp_path / "SECRET-FOLDER")
+    study = site.study()
+    damage(site)
+    error_id = failure_id(shaking(study), node_config(site, tmp_path / "state"))
+    log = tmp_path / "state" / "site.log"
+    text = log.read_text()
+    assert error_id in text
+    assert "SECRET-FOLDER" in text
+    assert InputError.__name__ in text
+    assert "SECRET-VALUE" not in text
+    assert stat.S_IMODE(log.stat().st_mode) == 0o600
+
+
+def test_the_coordinator_sees_the_id_alone(site: SiteFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def revealing(self: Site, request: bytes) -> bytes:
+        raise KeyError("SECRET-VALUE of patient SECRET-ID in SECRET-FILE")
+
+    monkeypatch.setattr(Site, "train", revealing)
+    with InProcessGrid(app, [Node("north", node_config(site, tmp_path / "state"))], {}) as grid:
+        (reply,) = grid.send_and_receive([asked(b"", "train")])
+    assert reply.has_error()
+    assert re.fullmatch(r"<class 'client\.app\.SiteFailure'>:<'" + GENERIC.pattern + r"'>", reply.error.reason or "")
+    log = (tmp_path / "state" / "site.log").read_text()
+    assert "SECRET-VALUE of patient SECRET-ID" in log
+    assert GENERIC.findall(reply.error.reason or "")[0] in log
+
+
+def test_every_error_has_its_own_id_in_one_log(site: SiteFolder, tmp_path: Path) -> None:
+    node = node_config(site, tmp_path / "state")
+    ids = [failure_id(asked(b"no request"), node) for _ in range(3)]
+    text = (tmp_path / "state" / "site.log").read_text()
+    assert len(set(ids)) == 3
+    assert [text.count(error_id) for error_id in ids] == [1, 1, 1]
+
+
+def test_a_message_without_a_request_is_a_failure(site: SiteFolder, tmp_path: Path) -> None:
+    message = asked(b"")
+    message.content = RecordDict()
+    failure_id(message, node_config(site, tmp_path / "state"))
+
+
+@pytest.mark.parametrize(
+    ("node", "run"),
+    [
+        ({}, {}),
+        ({"site": "SECRET-FOLDER"}, {}),
+        ({"partition-id": 5}, {"study-folder": "/SECRET-FOLDER", "run-folder": "/SECRET-FOLDER"}),
+        ({"site": "/SECRET-FOLDER", "state": "/dev/null/SECRET-FOLDER"}, {}),
+    ],
+)
+def test_a_node_without_a_folder_for_its_log_tells_its_own_terminal(
+    site: SiteFolder, node: Config, run: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error_id = failure_id(shaking(site.study()), node, run)
+    assert error_id in capsys.readouterr().err
+
+
+def test_an_unknown_device_is_in_the_log(site: SiteFolder, tmp_path: Path) -> None:
+    node = {**node_config(site, tmp_path / "state"), "device": "abacus"}
+    error_id = failure_id(shaking(site.study()), node)
+    text = (tmp_path / "state" / "site.log").read_text()
+    assert error_id in text
+    assert "abacus" in text

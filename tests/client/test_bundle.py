@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.bundle import Bundle, BundleFacts, bundle_digest, prior_of, read_bundle, write_bundle
+from client.prediction import predict_cohort
+from client.site import site_inputs
+from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
+from flexmoe_core.errors import CheckpointError
+from flexmoe_core.model import FlexMoe, build_model
+from tests.client.conftest import SiteFolder
+from tests.client.coordinator import coordinate, make_cpu_site
+
+
+@pytest.fixture
+def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, FlexMoe, BundleFacts]:
+    """A bundle's folder, and what was written into it: random weights, of a local encoder too."""
+    coordinator = coordinate(site.study(), make_cpu_site(site.path, tmp_path / "state"))
+    data, terms = site.read(), coordinator.terms
+    inputs = site_inputs(terms, data)
+    model = build_model(terms.study.modality_names, inputs, 2, coordinator.table, terms.method.model, seed=5)
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.normal_(generator=torch.Generator().manual_seed(index))
+    facts = BundleFacts(
+        site=data.name,
+        terms=terms,
+        table=coordinator.table,
+        inputs=inputs,
+        prior=(0.25, 0.75),
+        rounds=3,
+        columns=dict(data.columns),
+    )
+    write_bundle(tmp_path / "bundle", model, facts)
+    return tmp_path / "bundle", model, facts
+
+
+def test_a_bundle_predicts_the_bits_of_the_model_in_memory(
+    site: SiteFolder, written: tuple[Path, FlexMoe, BundleFacts]
+) -> None:
+    folder, model, facts = written
+    bundle = read_bundle(folder)
+    assert bundle.facts == facts
+    for cohort in site.read().cohorts.values():
+        expected = predict_cohort(Bundle(facts, model, ""), cohort)
+        assert predict_cohort(bundle, cohort).tobytes() == expected.tobytes()
+
+
+def test_the_digest_names_the_content(tmp_path: Path, written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    folder, model, facts = written
+    assert read_bundle(folder).digest == bundle_digest(folder) == write_bundle(tmp_path / "again", model, facts)
+    with torch.no_grad():
+        model.head.bias[0] += 1
+    assert write_bundle(tmp_path / "other", model, facts) != bundle_digest(folder)
+
+
+def test_a_bundle_is_for_its_owner_alone(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    folder = written[0]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
+@pytest.mark.parametrize("change", ["missing", "empty", "truncated", "one bit"])
+def test_a_damaged_bundle_is_refused_by_name(
+    written: tuple[Path, FlexMoe, BundleFacts], name: str, change: str
+) -> None:
+    file = written[0] / name
+    data = bytearray(file.read_bytes())
+    match change:
+        case "missing":
+            file.unlink()
+        case "empty":
+            file.write_bytes(b"")
+        case "truncated":
+            file.write_bytes(data[:-2])
+        case "one bit":
+            data[len(data) // 2] ^= 1
+            file.write_bytes(data)
+    with pytest.raises(CheckpointError, match=r"bundle/model\."):
+        read_bundle(written[0])
+
+
+def test_facts_that_were_edited_are_refused(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    """Another prior, or another scale of a column, would go unnoticed into every prediction."""
+    file = written[0] / "model.json"
+    sealed = json.loads(file.read_text())
+    sealed["facts"]["prior"] = [0.75, 0.25]
+    file.write_text(json.dumps(sealed))
+    with pytest.raises(CheckpointError, match=r"model\.json: changed"):
+        read_bundle(written[0])
+
+
+def test_other_checkpoints_are_no_bundles(tmp_path: Path, written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    write_checkpoint(tmp_path / "model", {"x": np.zeros(2)}, {"round": 1})
+    with pytest.raises(CheckpointError, match=r"model\.json"):
+        read_bundle(tmp_path)
+
+
+def test_facts_or_weights_of_another_version_are_refused_in_words(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    folder, model, facts = written
+    write_bundle(folder, model, facts.model_copy(update={"prior": "even"}))
+    with pytest.raises(CheckpointError, match="not a bundle of this version"):
+        read_bundle(folder)
+    write_bundle(folder, model, facts.model_copy(update={"inputs": facts.inputs[:-1]}))
+    with pytest.raises(CheckpointError, match=r"weights of another model \(encoders\.scan-encoder"):
+        read_bundle(folder)
+
+
+def test_the_facts_can_be_read_without_us(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+    arrays, facts = read_checkpoint(written[0] / "model")
+    assert facts["site"] == "cleveland"
+    assert facts["columns"]["labs"][0]["unit"] == "mg/dl"
+    assert "head.bias" in arrays
+
+
+def test_the_prior_is_the_share_of_each_class() -> None:
+    assert prior_of(np.array([1, 1, 0, 1]), classes=3) == (0.25, 0.75, 0.0)

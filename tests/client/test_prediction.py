@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.bundle import Bundle, read_bundle
+from client.prediction import predict_cohort
+from flexmoe_core.cohort import Cohort
+from tests.client.conftest import SiteFolder
+from tests.client.coordinator import RUN, coordinate, make_cpu_site
+
+MODALITIES = 3
+
+
+@pytest.fixture
+def bundle(site: SiteFolder, tmp_path: Path) -> Bundle:
+    """What the site has after a run of one round."""
+    hospital = make_cpu_site(site.path, tmp_path / "state")
+    coordinator = coordinate(site.study(), hospital)
+    hospital.train(coordinator.train())
+    hospital.finish(coordinator.finish(1))
+    return read_bundle(tmp_path / "state" / RUN / "bundle")
+
+
+def patients(bundle: Bundle, *masks: int) -> Cohort:
+    """Patients with random values, who have the modalities of these combinations."""
+    generator = torch.Generator().manual_seed(1)
+    observed_BM = (
+        torch.tensor([[mask >> m & 1 for m in range(MODALITIES)] for mask in masks])
+        .bool()
+        .reshape(len(masks), MODALITIES)
+    )
+    inputs = {
+        one.name: torch.randn(len(masks), one.features, generator=generator) * observed_BM[:, m, None]
+        for m, one in enumerate(bundle.facts.inputs)
+    }
+    return Cohort(inputs, observed_BM, torch.zeros(len(masks), dtype=torch.int64))
+
+
+def test_patients_of_every_combination_get_probabilities(bundle: Bundle) -> None:
+    never_trained = set(range(1, 8)) - set(bundle.facts.table.masks)
+    assert never_trained == {0b010, 0b011, 0b100, 0b110}
+    probabilities_BY = predict_cohort(bundle, patients(bundle, *range(1, 8)))
+    assert probabilities_BY.shape == (7, 2)
+    np.testing.assert_allclose(probabilities_BY.sum(axis=1), 1.0)
+    assert (probabilities_BY > 0).all()
+    assert len({row.tobytes() for row in probabilities_BY}) == 7
+
+
+def test_a_patient_without_any_modality_gets_the_training_prior(bundle: Bundle) -> None:
+    cohort = patients(bundle, 0, 7, 0)
+    probabilities_BY = predict_cohort(bundle, cohort)
+    assert bundle.facts.prior == (1 / 3, 2 / 3)
+    np.testing.assert_array_equal(probabilities_BY[[0, 2]], [bundle.facts.prior] * 2)
+    alone_BY = predict_cohort(bundle, cohort.select(torch.tensor([1])))
+    np.testing.assert_allclose(probabilities_BY[1], alone_BY[0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("masks", [(), (0,), (0, 0)])
+def test_nobody_to_be_scored(bundle: Bundle, masks: tuple[int, ...]) -> None:
+    probabilities_BY = predict_cohort(bundle, patients(bundle, *masks))
+    np.testing.assert_array_equal(probabilities_BY, np.tile(bundle.facts.prior, (len(masks), 1)))
+
+
+def test_a_patient_is_scored_as_at_the_finish(bundle: Bundle, site: SiteFolder) -> None:
+    """In the generalize stage the router alone decides, after it the combination's expert does."""
+    cohort = site.read().cohorts["train"]
+    specialized = bundle.facts.model_copy(update={"rounds": 2})
+    generalist_BY = predict_cohort(bundle, cohort)
+    specialist_BY = predict_cohort(Bundle(specialized, bundle.model, ""), cohort)
+    full_B = cohort.observed_BM.all(dim=1).numpy()
+    np.testing.assert_array_equal(generalist_BY[full_B], specialist_BY[full_B])
+    assert not np.array_equal(generalist_BY[~full_B], specialist_BY[~full_B])
