@@ -39,14 +39,14 @@ class ModelSettings(FrozenModel):
         return self
 
 
-class LossSettings(FrozenModel):
+class LossSettings(FrozenModel, allow_inf_nan=False):
     """Weights of the losses beside the task's."""
 
     balance: float = Field(default=0.01, ge=0)
     specialization: float = Field(default=0.01, ge=0, description="only with learned specialization")
 
 
-class TrainingSettings(FrozenModel):
+class TrainingSettings(FrozenModel, allow_inf_nan=False):
     """What a site does in one round. The optimizer starts fresh every round."""
 
     optimizer: Literal["adamw", "sgd"] = "adamw"
