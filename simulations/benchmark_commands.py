@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.markdown import Markdown
 
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.errors import InputError, Problem
@@ -64,7 +63,7 @@ def uci_heart(
             print_comparison(console, result.table)
     summary = summary_markdown(results)
     write_atomic(out / "summary.md", summary.encode(), PUBLIC_MODE)
-    console.print(Markdown(summary))
+    console.print(summary, markup=False, highlight=False, soft_wrap=True)
     console.print(f"Summary   {out / 'summary.md'}", highlight=False)
 
 

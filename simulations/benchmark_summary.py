@@ -132,8 +132,19 @@ def _range(results: Iterable[Result], count: Callable[[Result], int | None]) -> 
     return str(counts[0]) if len(counts) == 1 else f"{counts[0]}-{counts[-1]}"
 
 
-def _markdown(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose first columns are text and whose numbers stand right."""
-    texts = ("Method", "Hospital", "Minus")
-    alignment = [":--" if title in texts else "--:" for title in titles]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [titles, alignment, *rows])
+def _markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table that can also be read as plain text: names stand left, numbers right."""
+    is_text = [title in ("Method", "Hospital", "Minus") for title in titles]
+    widths = [max(map(len, column)) for column in zip(titles, *rows, strict=True)]
+    marks = [
+        ":" + "-" * (width - 1) if left else "-" * (width - 1) + ":"
+        for left, width in zip(is_text, widths, strict=True)
+    ]
+    lines = [
+        [
+            cell.ljust(width) if left else cell.rjust(width)
+            for cell, left, width in zip(row, is_text, widths, strict=True)
+        ]
+        for row in (titles, marks, *rows)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

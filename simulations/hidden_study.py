@@ -25,7 +25,7 @@ BANKS = ("table", "zero")
 NEVER_TRAINED, TRAINED = "never trained", "trained"
 MEASURES: Mapping[str, Callable[[FloatArray, IntArray], float | None]] = {
     "pooled AUROC": pooled_auroc,
-    "mean AUROC of a combination": mean_auroc,
+    "mean AUROC": mean_auroc,
 }
 
 

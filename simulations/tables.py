@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from simulations.comparison import METRICS, ComparisonTable, Difference, Result
+from simulations.comparison import METRICS, ComparisonTable, Difference
 from simulations.hidden_study import HiddenStudy
 
 ALL = "all hospitals"
@@ -13,66 +14,63 @@ NOT_AVAILABLE = "n/a"
 
 
 def print_comparison(console: Console, comparison: ComparisonTable) -> None:
-    """Two tables: every method at every hospital, and the paired differences. Fits 100 columns."""
+    """Two tables: every method at every hospital, and the paired differences. 80 columns are enough."""
     console.print(results_table(comparison))
     if comparison.differences:
+        console.print()
         console.print(differences_table(comparison))
     if comparison.chosen:
-        console.print(f"Local only is, chosen at each hospital: {chosen(comparison)}.", highlight=False)
+        console.print(f"Chosen for local only: {chosen(comparison)}.", highlight=False)
 
 
 def results_table(comparison: ComparisonTable) -> Table:
-    """Test patients and metrics, hospital by hospital."""
-    table = Table(title="Test patients", title_justify="left")
-    for title in ("hospital", "method"):
-        table.add_column(title, no_wrap=True)
-    for title in ("n", "positive", "accuracy", "AUROC", "Brier", "ECE"):
-        table.add_column(title, justify="right", no_wrap=True)
+    """Metrics of the test patients, hospital by hospital."""
+    table = _table("Test patients", "", "accuracy", "AUROC", "Brier", "ECE")
     for site in comparison.sites:
-        for place, method in enumerate(comparison.methods):
+        first = comparison.result(site, comparison.methods[0])
+        positive = "" if first.n_positive is None else f", {first.n_positive} positive"
+        table.add_row(f"[bold]{site or ALL}[/bold] ({first.n}{positive})")
+        for method in comparison.methods:
             result = comparison.result(site, method)
-            whose = (site or ALL, method, *_patients(result)) if place == 0 else ("", method, "", "")
             measures = (result.accuracy, result.auroc, result.brier, result.ece)
-            table.add_row(*whose, *map(number, measures), style="bold" if place == 0 else None)
+            table.add_row(f"  {method}", *map(number, measures))
         table.add_section()
     return table
 
 
 def differences_table(comparison: ComparisonTable) -> Table:
     """The first method minus each other one, with 95% intervals."""
-    title = f"{comparison.methods[0]} minus ... (95% interval over the same patients)"
-    table = Table(title=title, title_justify="left")
-    for heading in ("hospital", "minus"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("accuracy", "AUROC"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    table = _table(f"{comparison.methods[0]} minus (95% interval over the same patients)", "", "accuracy", "AUROC")
     for site in comparison.sites:
-        rows = [
-            (method, [comparison.difference(site, method, metric) for metric in METRICS])
+        found = {
+            method: [comparison.difference(site, method, metric) for metric in METRICS]
             for method in comparison.methods[1:]
-        ]
-        shown = [(method, found) for method, found in rows if any(found)]
-        for place, (method, found) in enumerate(shown):
-            table.add_row("" if place else site or ALL, method, *map(signed_interval, found))
+        }
+        if not any(any(differences) for differences in found.values()):
+            continue
+        table.add_row(f"[bold]{site or ALL}[/bold]")
+        for method, differences in found.items():
+            table.add_row(f"  {method}", *map(signed_interval, differences))
         table.add_section()
     return table
 
 
 def hidden_table(study: HiddenStudy) -> Table:
     """The learned bank against zero-fill, modalities hidden in every way."""
-    table = Table(title="Modalities hidden from test patients in every way", title_justify="left")
-    for title in ("combinations", "measure"):
-        table.add_column(title, no_wrap=True)
-    for title in ("learned bank", "zero-fill", "difference"):
-        table.add_column(title, justify="right", no_wrap=True)
+    table = _table("Modalities hidden in every way", "combinations", "bank", "zero-fill", "difference")
     for one in study.measures:
-        table.add_row(
-            f"{one.count} {one.combinations}",
-            one.measure,
-            number(one.bank),
-            number(one.zero_fill),
-            interval_text(one.difference, one.low, one.high),
-        )
+        difference = interval_text(one.difference, one.low, one.high)
+        name = f"{one.count} {one.combinations}, {one.measure}"
+        table.add_row(name, number(one.bank), number(one.zero_fill), difference)
+    return table
+
+
+def _table(title: str, first: str, *numbers: str) -> Table:
+    """Columns of numbers stand right; nothing is wrapped, and 80 columns are enough."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     return table
 
 
@@ -98,7 +96,3 @@ def chosen(comparison: ComparisonTable) -> str:
     choices = dict.fromkeys(comparison.chosen.values())
     sites = {choice: [site for site, own in comparison.chosen.items() if own == choice] for choice in choices}
     return "; ".join(f"{choice} ({', '.join(names)})" for choice, names in sites.items())
-
-
-def _patients(result: Result) -> tuple[str, str]:
-    return str(result.n), "" if result.n_positive is None else str(result.n_positive)

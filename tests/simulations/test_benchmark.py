@@ -92,7 +92,7 @@ def test_the_summary_has_means_intervals_and_the_worst_hospital(runs: Runs, tmp_
     assert "overlap" in text
     assert "## large" in text
     worst = text.split("## Worst hospital")[1].split("##")[0]
-    assert "| good | " in worst
+    assert "| good   | " in worst
     assert "n/a" in text.split("## small")[1]
 
 
