@@ -169,7 +169,7 @@ def _nearness(masks_U: Tensor, known_C: Tensor, modalities: int) -> Tensor:
 
 
 def _generalists(full: int, enough: set[int]) -> tuple[int, ...]:
-    if full in enough or not enough:
+    if not enough:
         return (full,)
     largest = max(mask.bit_count() for mask in enough)
     return tuple(sorted(mask for mask in enough if mask.bit_count() == largest))

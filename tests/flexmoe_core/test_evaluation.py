@@ -132,8 +132,10 @@ def test_scores_of_no_combination_are_refused(name: str) -> None:
         cells_from_arrays(renamed("3", name), CLASSES, EXPERTS, FULL)
 
 
-def test_any_one_spelling_of_a_combination_is_read() -> None:
+def test_a_combination_has_one_spelling() -> None:
     assert cells_from_arrays(renamed("3", "6"), CLASSES, EXPERTS, FULL).keys() == {0b111, 0b110, None}
+    with pytest.raises(MessageError):
+        cells_from_arrays(renamed("3", "06"), CLASSES, EXPERTS, full_mask=63)
 
 
 @pytest.mark.parametrize(

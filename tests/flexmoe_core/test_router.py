@@ -76,6 +76,16 @@ def test_pinned_gives_half_of_the_gate_or_more_to_the_expert_of_the_combination(
     assert torch.equal(routing.chosen_TK[:, :1], target_T1)
 
 
+@pytest.mark.parametrize("seed", [None, 3])
+def test_what_the_expert_of_the_combination_gains_the_others_lose(seed: int | None) -> None:
+    router = random_router(3, pinned=True)
+    routing = route(router, EVERYBODY_T, seed)
+    (gained,) = torch.autograd.grad(routing.gates_TK[:, 0].sum(), router.gate, retain_graph=True)
+    assert gained > 0
+    for gradient in gradients(router, routing.gates_TK.sum()).values():
+        torch.testing.assert_close(gradient, torch.zeros_like(gradient), rtol=0, atol=1e-12)
+
+
 def test_pinned_shares_the_rest_by_the_learned_logits() -> None:
     router = random_router(3, pinned=True)
     routing = route(router, EVERYBODY_T)

@@ -163,28 +163,50 @@ def test_with_enough_full_patients_they_alone_move_experts_and_router() -> None:
     assert not torch.allclose(results[0]["layers.0.mixture.experts.w1"], before["layers.0.mixture.experts.w1"])
 
 
-def seen(plan: RoundPlan) -> list[int]:
-    """Observed modalities of every patient in the order of two epochs."""
-    model, cohort, counts = random_model(TABLE), random_cohort(MASKS, MODALITIES), list[int]()
+def seen(plan: RoundPlan, change: dict[str, Any] | None = None) -> list[int]:
+    """The patients of two epochs in the order in which the model meets them."""
+    model, cohort, met = random_model(TABLE), random_cohort(MASKS, MODALITIES), list[int]()
+    known_BF = torch.cat(list(cohort.inputs.values()), dim=1)
 
     def record(_: torch.nn.Module, positional: Sequence[Any], named: dict[str, Any]) -> None:
-        counts.extend(positional[0].observed_BM.sum(dim=1).tolist())
+        batch_BF = torch.cat(list(positional[0].inputs.values()), dim=1)
+        met.extend(int((known_BF == one_F).all(dim=1).nonzero()) for one_F in batch_BF)
         assert named["specialize"] == (plan.stage is Stage.SPECIALIZE)
 
     model.register_forward_pre_hook(record, with_kwargs=True)
-    train(model, cohort, plan, method(epochs=2))
-    return counts
+    train(model, cohort, plan, method(epochs=2), **(change or {}))
+    return met
 
 
 def test_the_first_epoch_of_specializing_descends_in_observed_modalities() -> None:
-    easy_first = sorted((mask.bit_count() for mask in MASKS), reverse=True)
-    counts = seen(RoundPlan(Stage.SPECIALIZE, ordered=True))
-    first, second = counts[: len(MASKS)], counts[len(MASKS) :]
-    assert first == easy_first
-    assert second != easy_first
-    assert sorted(second, reverse=True) == easy_first
+    def descends(patients: list[int]) -> bool:
+        counts = [MASKS[b].bit_count() for b in patients]
+        return counts == sorted(counts, reverse=True)
+
+    met = seen(RoundPlan(Stage.SPECIALIZE, ordered=True))
+    first, second = met[: len(MASKS)], met[len(MASKS) :]
+    assert sorted(first) == sorted(second) == list(range(len(MASKS)))
+    assert (descends(first), descends(second)) == (True, False)
     for plan in (GENERALIZE, SPECIALIZE):
-        assert seen(plan)[: len(MASKS)] != easy_first
+        assert not descends(seen(plan)[: len(MASKS)])
+
+
+@pytest.mark.parametrize("change", [{"round_number": 2}, {"site": "b"}, {"seed": 2}])
+def test_every_seed_site_and_round_has_its_own_order(change: dict[str, Any]) -> None:
+    assert seen(SPECIALIZE) == seen(SPECIALIZE)
+    assert seen(SPECIALIZE) != seen(SPECIALIZE, change)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_every_round_draws_its_own_noise(dropout: float) -> None:
+    settings = method({"dropout": dropout}, optimizer="sgd", learning_rate=0.1, batch_size=len(MASKS))
+    moved = []
+    for number in (1, 1, 2):
+        model = random_model(TABLE, dropout=dropout)
+        train(model, random_cohort(MASKS, MODALITIES), settings=settings, round_number=number)
+        moved.append(model.head.weight)
+    assert torch.equal(moved[0], moved[1])
+    assert not torch.allclose(moved[0], moved[2], rtol=1e-4, atol=1e-4)  # the order of one batch cannot explain it
 
 
 def step(model: FlexMoe, cohort: Cohort, settings: MethodSettings) -> tuple[Update, dict[str, np.ndarray]]:
