@@ -18,6 +18,7 @@ from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.site import Site
+from flexmoe_core.devices import AUTOMATIC, choose_device
 
 LOG_FILE = "site.log"
 
@@ -64,10 +65,7 @@ def _answer(message: Message, context: Context, answer: Callable[[Site, bytes], 
 def _site(context: Context) -> Site:
     folder, state = _folders(context)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    device = str(context.node_config.get("device", "auto"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Site(folder, state, torch.device(device))
+    return Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
 
 
 def _folders(context: Context) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ import typer
 from flexmoe_core.command_line import run_command_line
 from simulations.benchmark_commands import benchmark
 from simulations.datasets.commands import prepare
+from simulations.demo import demo
 from simulations.run_commands import run
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
 app.add_typer(prepare, name="prepare")
 app.add_typer(benchmark, name="benchmark")
 app.command(name="run")(run)
+app.command(name="demo")(demo)
 
 
 def main() -> None:

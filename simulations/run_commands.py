@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from client.site_data import read_site
+from flexmoe_core.devices import AUTOMATIC, choose_device
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.settings import PRESETS
 from flexmoe_core.study import load_study
@@ -54,6 +55,9 @@ def run(
     ] = None,
     overrides: Overrides = None,
     processes: Processes = 0,
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:1: where the inprocess engine trains.")
+    ] = AUTOMATIC,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue RUN with its own config.toml, from its last round.")
     ] = False,
@@ -65,9 +69,13 @@ def run(
     """
     console = Console()
     changes = [*(overrides or []), *([f"federation.rounds={rounds}"] if rounds else [])]
-    settings = _checked(folder, resume, changes, preset, seed, engine, processes)
+    machine: list[Callable[[], object]] = [
+        partial(_check_engine, engine, processes, device),
+        partial(choose_device, device),
+    ]
+    settings = _checked(folder, resume, changes, preset, seed, machine)
     total = (settings or RunStore.open(out).settings).federation.rounds
-    store = train(console, folder, out, settings, total, engine.value, processes)
+    store = train(console, folder, out, settings, total, engine.value, processes, device)
     console.print(f"Results   {store.folder / 'metrics.json'}", highlight=False)
     console.print(f"Report    {write_report(store.folder)}", highlight=False)
 
@@ -80,13 +88,14 @@ def train(
     rounds: int,
     engine: Engine = "inprocess",
     processes: int = 0,
+    device: str = AUTOMATIC,
 ) -> RunStore:
     """Run the federation while the terminal shows its progress."""
     if engine == "ray":
         with console.status("Training in Flower's simulation engine; history.jsonl grows with every round"):
             return simulate(folder, out, settings, engine="ray")
     with round_progress(console, rounds) as observe:
-        return simulate(folder, out, settings, observe=observe, processes=processes)
+        return simulate(folder, out, settings, observe=observe, processes=processes, device=device)
 
 
 def check_folders(folder: Path) -> None:
@@ -116,22 +125,23 @@ def _checked(
     changes: list[str],
     preset: str | None,
     seed: int | None,
-    engine: EngineName,
-    processes: int,
+    checks: Sequence[Callable[[], object]],
 ) -> RunSettings | None:
     """The settings of a new run, None for an old one; raises InputError with all that is wrong with the command."""
     chosen = partial(_settings, resume, changes, preset, seed)
-    raise_all([partial(_check_engine, engine, processes), chosen, partial(check_folders, folder)])
+    raise_all([*checks, chosen, partial(check_folders, folder)])
     settings = chosen()
     if settings is not None:
         require_quorum(settings, site_folders(folder), "--set")
     return settings
 
 
-def _check_engine(engine: EngineName, processes: int) -> None:
-    if engine is EngineName.ray and processes:
-        remedy = "Leave it out: Ray has its own worker processes."
-        raise InputError([Problem("--processes", "", "is for the inprocess engine", remedy)])
+def _check_engine(engine: EngineName, processes: int, device: str) -> None:
+    given = {"--processes": processes > 0, "--device": device != AUTOMATIC}
+    wrong = [option for option, is_given in given.items() if is_given] if engine is EngineName.ray else []
+    remedy = "Leave it out: Ray has its own worker processes and gives out the GPUs."
+    if wrong:
+        raise InputError(Problem(option, "", "is for the inprocess engine", remedy) for option in wrong)
 
 
 def _settings(resume: bool, changes: list[str], preset: str | None, seed: int | None) -> RunSettings | None:

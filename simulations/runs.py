@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flwr.app import UserConfigValue
 
+from flexmoe_core.devices import AUTOMATIC
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import load_study
 from server.app import build_app
@@ -35,14 +36,15 @@ def simulate(
     observe: RoundObserver | None = None,
     faults: FaultPlan | None = None,
     processes: int = 0,
+    device: str = AUTOMATIC,
 ) -> RunStore:
     """Run a federation over the site folders below ``study_folder``, or over some of them by name.
 
     ``settings`` None resumes the run in ``run_folder``. Raises InputError, CheckpointError or RunFailed. The engine
-    ``ray`` takes all sites and none of the other options; ValueError where it is given one.
+    ``ray`` takes all sites, chooses devices itself and has none of the other options; ValueError for one.
     """
-    if engine == "ray" and (sites is not None or observe or faults or processes):
-        raise ValueError("sites, observe, faults and processes are options of the engine inprocess")
+    if engine == "ray" and (sites is not None or observe or faults or processes or device != AUTOMATIC):
+        raise ValueError("sites, observe, faults, processes and device are options of the engine inprocess")
     folders = site_folders(study_folder, sites)
     resume = settings is None
     if settings is None:
@@ -62,7 +64,7 @@ def simulate(
             run_ray(write_app_folder(Path(scratch)), run_config, len(folders), timeout_s=RAY_TIMEOUT_S)
         return store
     nodes = [
-        Node(name, {"site": str(folder), "state": str(site_state(run_folder, name))})
+        Node(name, {"site": str(folder), "state": str(site_state(run_folder, name)), "device": device})
         for name, folder in folders.items()
     ]
     app = build_app(observe or _silent)

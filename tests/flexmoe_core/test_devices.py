@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from flexmoe_core.devices import choose_device
+from flexmoe_core.errors import InputError
+
+
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_automatic_is_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch, gpus: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    assert choose_device("auto").type == ("cuda" if gpus else "cpu")
+
+
+def test_each_hospital_can_name_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+
+
+@pytest.mark.parametrize(("name", "what"), [("gpu", "not known"), ("meta", "not known"), ("cuda:2", "shows 2 GPUs")])
+def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, what: str) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match=what):
+        choose_device(name)
