@@ -136,9 +136,11 @@ def _read_entry(
 def _reserved_columns(folder: Path, manifest: Manifest, study: Study, path: Path) -> set[str]:
     """Columns that no encoder may see: a modality may stand in the patients file, its labels may not leak."""
     site = manifest.site
-    if path == (folder / site.patients).resolve():
-        return {site.id, site.split, site.label or study.label.name}
-    return {site.id}
+    try:
+        shared = path == site_file(folder, site.patients, "site.patients")
+    except InputError:  # said where the patients are read
+        shared = False
+    return {site.id, site.split, site.label or study.label.name} if shared else {site.id}
 
 
 def _unobserved(patients: Patients, modalities: Collection[ModalityData]) -> list[Problem]:

@@ -127,6 +127,12 @@ BROKEN: dict[str, tuple[Break, str, str, str]] = {
     "file outside": (edit("site.toml", '"labs.csv"', '"../x.csv"'), "site.toml", "modality.labs.file", "outside"),
     "link outside": (outside_link, "site.toml", "modality.labs.file", "outside"),
     "no regular file": (pipe, "site.toml", "modality.labs.file", "names no file"),
+    "patients file of a zero byte": (
+        edit("site.toml", '"patients.csv"', r'"\u0000"'),
+        "site.toml",
+        "site.patients",
+        "is not a path",
+    ),
     "patients file outside": (
         edit("site.toml", '"patients.csv"', '"/p.csv"'),
         "site.toml",
