@@ -84,8 +84,7 @@ class Site:
 
         cohort = data.cohorts["train"].to(self.device)
         plan = plan_round(request.round, terms.method.curriculum)
-        placement = table.place(cohort.masks_B)
-        result = train_round(model, cohort, placement, plan, terms.method, terms.seed, data.name, request.round)
+        result = train_round(model, cohort, table, plan, terms.method, terms.seed, data.name, request.round)
 
         after = self._shared(model, terms)
         support = {name: support_of(name, result.support, model) for name in after}

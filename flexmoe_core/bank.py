@@ -12,14 +12,16 @@ from torch import Tensor, nn
 class TableBank(nn.Module):
     """A default per modality, learned from everybody who lacks it, plus a residual per table row.
 
-    Residuals start at zero and decay (see ``training``), so that a row that few patients use stays near the
-    default instead of memorizing them.
+    All start at zero: a token that nobody trained says nothing. Residuals decay (see ``training``), so that a row
+    that few patients use stays near the default instead of memorizing them.
     """
 
-    def __init__(self, modalities: int, slots: int, tokens: int, width: int, generator: torch.Generator) -> None:
+    learns = True
+
+    def __init__(self, modalities: int, slots: int, tokens: int, width: int) -> None:
         super().__init__()
-        self.slots, scale = slots, width**-0.5
-        self.default = nn.Parameter(torch.randn(modalities, tokens, width, generator=generator) * scale)
+        self.slots = slots
+        self.default = nn.Parameter(torch.zeros(modalities, tokens, width))
         self.residual = nn.Parameter(torch.zeros(slots, tokens, width))
 
     def forward(self, slots_BM: Tensor) -> Tensor:
@@ -33,6 +35,8 @@ class TableBank(nn.Module):
 
 class ZeroBank(nn.Module):
     """Zero-fill: the control that a learned bank has to beat."""
+
+    learns = False
 
     def __init__(self, modalities: int, tokens: int, width: int) -> None:
         super().__init__()

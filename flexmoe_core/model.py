@@ -69,7 +69,7 @@ class FlexMoe(nn.Module):
             {encoder_key(i.name): build_encoder(i.kind, i.features, settings) for i in inputs}
         )
         self.bank: TableBank | ZeroBank = (
-            TableBank(count, len(table.slots), tokens, width, generator)
+            TableBank(count, len(table.slots), tokens, width)
             if settings.bank == "table"
             else ZeroBank(count, tokens, width)
         )

@@ -44,6 +44,7 @@ class LossSettings(FrozenModel, allow_inf_nan=False):
 
     balance: float = Field(default=0.01, ge=0)
     specialization: float = Field(default=0.01, ge=0, description="only with learned specialization")
+    rehearsal: float = Field(default=1.0, ge=0, description="task loss of hidden modalities, for the bank alone")
 
 
 class TrainingSettings(FrozenModel, allow_inf_nan=False):

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from flexmoe_core.cohort import Cohort
-from flexmoe_core.combinations import Placement
+from flexmoe_core.combinations import CombinationTable, Placement
 from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
 from flexmoe_core.groups import Group, Support, group_of
 from flexmoe_core.model import FlexMoe, Output
 from flexmoe_core.randomness import torch_generator
+from flexmoe_core.rehearsal import Rehearsal, rehearse
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
 
 
@@ -33,7 +34,7 @@ class TrainingResult:
 def train_round(
     model: FlexMoe,
     cohort: Cohort,
-    placement: Placement,
+    table: CombinationTable,
     plan: RoundPlan,
     settings: MethodSettings,
     seed: int,
@@ -42,39 +43,58 @@ def train_round(
 ) -> TrainingResult:
     """Train the model in place on one site's patients (at least one).
 
-    Shuffling, dropout and gate noise come from generators of (seed, site, round) alone.
+    Shuffling, hiding, dropout and gate noise come from generators of (seed, site, round) alone.
     """
     shuffling = torch_generator(seed, site, round_number, "shuffling")
+    hiding = torch_generator(seed, site, round_number, "hiding")
     noise = torch_generator(seed, site, round_number, "noise", device=cohort.labels_B.device)
+    placement, specialize = table.place(cohort.masks_B), plan.stage is Stage.SPECIALIZE
     teaches_B = teachers(placement, plan.stage, settings.curriculum)
     taught = teaches_B is None or bool(teaches_B.any())
     optimizer = build_optimizer(model, settings.training, () if taught else (Group.EXPERTS, Group.ROUTER))
-    routed_LE = torch.zeros(len(model.sparse_layers), settings.model.experts, dtype=torch.float64)
-    total_loss = 0.0
+    tally = Tally(model)
     for epoch in range(settings.training.epochs):
         ordered = plan.ordered and epoch == 0
         for cpu_index_B in batches(cohort.observed_BM, settings.training.batch_size, ordered, shuffling):
             index_B = cpu_index_B.to(cohort.labels_B.device)
-            batch = cohort.select(index_B)
+            batch, places = cohort.select(index_B), placement.select(index_B)
             taught_B = None if teaches_B is None else teaches_B[index_B]
-            output = model(
-                batch,
-                placement.select(index_B),
-                specialize=plan.stage is Stage.SPECIALIZE,
-                teaches_experts_B=taught_B,
-                generator=noise,
-            )
+            output = model(batch, places, specialize=specialize, teaches_experts_B=taught_B, generator=noise)
             objective = total(output, batch.labels_B, settings.losses)
+            tally.add(output, taught_B, objective, len(batch))
+            if settings.losses.rehearsal > 0 and model.bank.learns:
+                rehearsal = rehearse(model, batch, table, specialize, hiding, noise)
+                objective = objective + settings.losses.rehearsal * rehearsal.loss
+                tally.add_rehearsal(rehearsal)
             optimizer.zero_grad(set_to_none=True)
             objective.backward()
             optimizer.step()
-            total_loss += float(objective.detach()) * len(index_B)
-            routed_LE += routed(output, taught_B)
-    routed_LE /= settings.training.epochs
-    loss = total_loss / (len(cohort) * settings.training.epochs)
+    loss = tally.loss / (len(cohort) * settings.training.epochs)
     if settings.training.optimizer == "sgd":
         return TrainingResult(support_of_sgd(len(cohort), model, taught), loss)
-    return TrainingResult(support_of_epoch(cohort, placement, plan.stage, model, routed_LE.numpy()), loss)
+    return TrainingResult(support_of_epoch(cohort, placement, plan.stage, tally, settings.training.epochs), loss)
+
+
+class Tally:
+    """What the steps of a round add up to; float64 on the CPU, in units of patients."""
+
+    def __init__(self, model: FlexMoe) -> None:
+        self.loss = 0.0
+        self.routed_LE = torch.zeros(len(model.sparse_layers), model.settings.experts, dtype=torch.float64)
+        self.rehearsed_M = torch.zeros(len(model.modalities), dtype=torch.float64)
+        self.rehearsed_S = torch.zeros(model.bank.slots, dtype=torch.float64)
+
+    def add(self, output: Output, teaches_B: Tensor | None, loss: Tensor, patients: int) -> None:
+        """Count a step: its loss, and the routed tokens of patients who teach the experts."""
+        self.loss += float(loss.detach()) * patients
+        for layer, use in enumerate(output.use):
+            routed_BE = use.routed_BE if teaches_B is None else use.routed_BE * teaches_B[:, None]
+            self.routed_LE[layer] += routed_BE.sum(dim=0).double().cpu()
+
+    def add_rehearsal(self, rehearsal: Rehearsal) -> None:
+        """Count who used which token of the bank while hiding modalities."""
+        self.rehearsed_M += rehearsal.lacking_M
+        self.rehearsed_S += rehearsal.slots_S
 
 
 def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
@@ -83,28 +103,23 @@ def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
     return task + settings.balance * output.losses.balance + settings.specialization * output.losses.specialization
 
 
-def routed(output: Output, teaches_B: Tensor | None) -> Tensor:
-    """Routed tokens of teaching patients per layer and expert, in units of patients: (L, E) float64 on the CPU."""
-    layers = [
-        (use.routed_BE if teaches_B is None else use.routed_BE * teaches_B[:, None]).sum(dim=0) for use in output.use
-    ]
-    return torch.stack(layers).double().cpu()
+def support_of_epoch(cohort: Cohort, placement: Placement, stage: Stage, tally: Tally, epochs: int) -> Support:
+    """Count the patients behind each part of the model in an average epoch, which sees everybody once.
 
-
-def support_of_epoch(
-    cohort: Cohort, placement: Placement, stage: Stage, model: FlexMoe, routed_LE: np.ndarray
-) -> Support:
-    """Count the patients behind each part of the model; every patient is seen once per epoch."""
+    A token of the bank counts who lacked the modality and who hid it.
+    """
     slots_BM = placement.slots_BM
+    used_S = torch.bincount(slots_BM[slots_BM >= 0], minlength=len(tally.rehearsed_S)).double().cpu()
+    lacking_M = (~cohort.observed_BM).sum(dim=0).double().cpu()
     incomplete = float((~placement.full_B).sum())
     return Support(
         patients=float(len(cohort)),
         incomplete=incomplete,
         specialized=incomplete if stage is Stage.SPECIALIZE else 0.0,
         modality_M=cohort.observed_BM.sum(dim=0).double().cpu().numpy(),
-        lacking_M=(~cohort.observed_BM).sum(dim=0).double().cpu().numpy(),
-        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=model.bank.slots).double().cpu().numpy(),
-        experts_LE=routed_LE,
+        lacking_M=(lacking_M + tally.rehearsed_M / epochs).numpy(),
+        slots_S=(used_S[: len(tally.rehearsed_S)] + tally.rehearsed_S / epochs).numpy(),
+        experts_LE=(tally.routed_LE / epochs).numpy(),
     )
 
 

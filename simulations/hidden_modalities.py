@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.bundle import Bundle, BundleFacts, read_bundle
+from client.bundle import Bundle, read_bundle
 from client.prediction import predict_cohort
 from client.site_data import read_site
 from flexmoe_core.bank import TableBank
@@ -20,7 +20,6 @@ from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.intervals import auroc_of
-from flexmoe_core.model import build_model
 from flexmoe_core.scores import FloatArray, IntArray
 from server.run_store import RunStore
 from simulations.runs import site_bundle, site_folders
@@ -102,7 +101,7 @@ def mean_auroc(probabilities_BCY: FloatArray, labels_B: IntArray) -> float | Non
 
 
 def untrained_tokens(bundle: Bundle) -> list[tuple[int, int]]:
-    """(combination, missing modality) of all combinations whose bank token has a part that never moved.
+    """(combination, missing modality) of all combinations whose bank token has a part that never moved from zero.
 
     A token is its modality's default plus, where the table has one to back off to, a residual row. Empty where
     the bank is not learned.
@@ -110,22 +109,12 @@ def untrained_tokens(bundle: Bundle) -> list[tuple[int, int]]:
     facts, bank = bundle.facts, bundle.model.bank
     if not isinstance(bank, TableBank):
         return []
-    initial = _initial_bank(facts)
-    moved_M = (bank.default != initial.default).flatten(1).any(dim=1)
-    moved_S = (bank.residual != initial.residual).flatten(1).any(dim=1)
+    moved_M, moved_S = (part.flatten(1).any(dim=1) for part in (bank.default, bank.residual))
     moved_or_none_S = torch.cat([moved_S, moved_S.new_ones(1)])  # the last stands for NO_SLOT
     masks_C = torch.arange(1, facts.table.full_mask + 1)
     lacks_CM = (masks_C[:, None] >> torch.arange(facts.table.modalities) & 1) == 0
     trained_CM = moved_M & moved_or_none_S[facts.table.place(masks_C).slots_BM]
     return [(int(masks_C[place]), int(m)) for place, m in (lacks_CM & ~trained_CM).nonzero()]
-
-
-def _initial_bank(facts: BundleFacts) -> TableBank:
-    terms = facts.terms
-    classes, settings = len(terms.study.label.classes), terms.method.model
-    model = build_model(terms.study.modality_names, facts.inputs, classes, facts.table, settings, terms.seed)
-    assert isinstance(model.bank, TableBank)
-    return model.bank
 
 
 def _predict_hiding(bundle: Bundle, cohort: Cohort, mask: int) -> FloatArray:

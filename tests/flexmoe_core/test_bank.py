@@ -3,7 +3,7 @@ import torch
 
 from flexmoe_core.bank import TableBank, ZeroBank
 from flexmoe_core.combinations import NO_SLOT
-from tests.flexmoe_core.cohorts import generator, gradients, randomize
+from tests.flexmoe_core.cohorts import gradients, randomize
 
 MODALITIES, SLOTS, TOKENS, WIDTH = 3, 4, 2, 5
 SLOTS_BM = torch.tensor([[NO_SLOT, 0, 1], [NO_SLOT, NO_SLOT, NO_SLOT], [2, NO_SLOT, 3], [NO_SLOT, 0, NO_SLOT]])
@@ -11,7 +11,7 @@ SLOTS_BM = torch.tensor([[NO_SLOT, 0, 1], [NO_SLOT, NO_SLOT, NO_SLOT], [2, NO_SL
 
 @pytest.fixture
 def bank() -> TableBank:
-    bank = TableBank(MODALITIES, SLOTS, TOKENS, WIDTH, generator()).double()
+    bank = TableBank(MODALITIES, SLOTS, TOKENS, WIDTH).double()
     randomize(bank)
     return bank
 
@@ -50,15 +50,16 @@ def test_gradients_are_right(bank: TableBank) -> None:
     assert torch.autograd.gradcheck(tokens, (bank.default, bank.residual))
 
 
-def test_rows_start_at_the_default() -> None:
-    fresh = TableBank(MODALITIES, SLOTS, TOKENS, WIDTH, generator())
-    assert torch.equal(fresh(SLOTS_BM), fresh.default.expand(len(SLOTS_BM), *fresh.default.shape))
-    assert fresh.default.std() > 0
+def test_tokens_that_nobody_trained_are_those_of_zero_fill() -> None:
+    fresh, zero = TableBank(MODALITIES, SLOTS, TOKENS, WIDTH), ZeroBank(MODALITIES, TOKENS, WIDTH)
+    assert torch.equal(fresh(SLOTS_BM), zero(SLOTS_BM))
+    assert (fresh.learns, zero.learns) == (True, False)
 
 
 @pytest.mark.parametrize("slots", [0, SLOTS])
 def test_nobody_and_a_table_without_rows(slots: int) -> None:
-    bank = TableBank(MODALITIES, slots, TOKENS, WIDTH, generator())
+    bank = TableBank(MODALITIES, slots, TOKENS, WIDTH)
+    randomize(bank)
     assert bank(SLOTS_BM[:0]).shape == (0, MODALITIES, TOKENS, WIDTH)
     alone_BM = torch.full((2, MODALITIES), NO_SLOT)
     assert torch.equal(bank(alone_BM)[1], bank.default)

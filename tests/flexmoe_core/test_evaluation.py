@@ -66,12 +66,12 @@ def test_nobody_and_combinations_that_are_not_in_the_table() -> None:
 def test_evaluation_between_rounds_changes_nothing() -> None:
     settings = MethodSettings(model=tiny(dropout=0.5))
     cohort = random_cohort(MASKS, MODALITIES, dtype=torch.float32, classes=CLASSES)
-    placement, ends = TABLE.place(cohort.masks_B), []
+    ends = []
     for evaluates in (False, True):
         model = random_model(TABLE, dtype=torch.float32, classes=CLASSES, dropout=0.5)
         for number in (1, 2, 3):
             plan = RoundPlan(Stage.GENERALIZE if number == 1 else Stage.SPECIALIZE, ordered=number == 2)
-            train_round(model, cohort, placement, plan, settings, 0, "a", number)
+            train_round(model, cohort, TABLE, plan, settings, 0, "a", number)
             if evaluates:
                 before, state = snapshot(model), torch.random.get_rng_state()
                 predict(model, cohort, TABLE, specialize=True)

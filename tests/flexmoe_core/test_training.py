@@ -31,10 +31,12 @@ SPECIALIZE = RoundPlan(Stage.SPECIALIZE, ordered=False)
 TEACHING = (Group.EXPERTS, Group.ROUTER)
 
 
-def method(model: dict[str, Any] | None = None, balance: float = 0.01, **options: object) -> MethodSettings:
+def method(
+    model: dict[str, Any] | None = None, balance: float = 0.01, rehearsal: float = 1.0, **options: object
+) -> MethodSettings:
     return MethodSettings(
         model=tiny(**(model or {})),
-        losses=LossSettings(balance=balance),
+        losses=LossSettings(balance=balance, rehearsal=rehearsal),
         training=TrainingSettings.model_validate({"batch_size": 5, **options}),
         curriculum=CurriculumSettings(min_full=8),
     )
@@ -50,8 +52,7 @@ def train(
     site: str = "a",
     round_number: int = 1,
 ) -> TrainingResult:
-    placement = table.place(cohort.masks_B)
-    return train_round(model, cohort, placement, plan, settings or method(), seed, site, round_number)
+    return train_round(model, cohort, table, plan, settings or method(), seed, site, round_number)
 
 
 def trained(changes: dict[str, Any] | None = None) -> tuple[dict[str, torch.Tensor], TrainingResult]:
@@ -108,7 +109,7 @@ def test_the_objective_weighs_task_balance_and_specialization() -> None:
 @pytest.mark.parametrize("plan", [GENERALIZE, SPECIALIZE])
 def test_support_counts_the_patients_behind_each_part(plan: RoundPlan, epochs: int) -> None:
     model, cohort = random_model(TABLE, layers=3, dropout=0.5), random_cohort(MASKS, MODALITIES)
-    support = train(model, cohort, plan, method({"layers": 3, "dropout": 0.5}, epochs=epochs)).support
+    support = train(model, cohort, plan, method({"layers": 3, "dropout": 0.5}, rehearsal=0.0, epochs=epochs)).support
     count = len(MASKS)
     teaching = MASKS.count(0b111) if plan is GENERALIZE else count
     assert support.experts_LE.shape == (2, TINY["experts"])
@@ -174,7 +175,7 @@ def seen(plan: RoundPlan, change: dict[str, Any] | None = None) -> list[int]:
         assert named["specialize"] == (plan.stage is Stage.SPECIALIZE)
 
     model.register_forward_pre_hook(record, with_kwargs=True)
-    train(model, cohort, plan, method(epochs=2), **(change or {}))
+    train(model, cohort, plan, method(epochs=2, rehearsal=0.0), **(change or {}))
     return met
 
 
@@ -229,7 +230,8 @@ def test_one_full_batch_step_of_sgd_over_sites_equals_one_pooled_step(
 
     monkeypatch.setattr(training, "torch_generator", quiet)
     options: dict[str, Any] = {"active_experts": active, "layers": 2}
-    settings = method(options, balance=0.0, optimizer="sgd", learning_rate=0.2, batch_size=100, weight_decay=0.05)
+    # Each site draws for itself what its patients hide in rehearsal.
+    settings = method(options, 0.0, 0.0, optimizer="sgd", learning_rate=0.2, batch_size=100, weight_decay=0.05)
     # One site has no full patients, one has no others, and one has a modality that nobody else has.
     pooled = random_cohort([0b011] * 5 + [0b111] * 2 + [0b101, 0b100, 0b110], MODALITIES)
     sites = [pooled.select(index) for index in torch.arange(10).split([5, 2, 3])]

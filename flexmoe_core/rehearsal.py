@@ -1,0 +1,71 @@
+"""Rehearsal: patients show the model a part of what they have, and the missing-modality bank learns to stand in.
+
+A bank that is trained only on who lacks a modality in this federation learns who they are, and nothing for a modality
+that nobody lacks. Only the bank learns here; everything else learns from what patients truly have.
+
+Shapes: B patients, M modalities, S bank rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.functional import cross_entropy
+
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.groups import Group, group_of
+from flexmoe_core.model import FlexMoe
+
+CHANCE = 0.5
+"""With which each modality is hidden."""
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """The mean task loss of patients who hide modalities, and who used which token: float64 counts of patients."""
+
+    loss: Tensor
+    lacking_M: Tensor
+    slots_S: Tensor
+
+
+def rehearse(
+    model: FlexMoe,
+    batch: Cohort,
+    table: CombinationTable,
+    specialize: bool,
+    hiding: torch.Generator,
+    noise: torch.Generator,
+) -> Rehearsal:
+    """Score a batch that hides modalities; the loss has gradient for the bank alone.
+
+    ``hiding`` is a CPU generator, ``noise`` one on the model's device.
+    """
+    hidden = hide_modalities(batch, hiding)
+    placement = table.place(hidden.masks_B)
+    held = {
+        name: value if group_of(name) is Group.BANK else value.detach() for name, value in model.named_parameters()
+    }
+    output = functional_call(model, held, (hidden, placement), {"specialize": specialize, "generator": noise})
+    slots_BM = placement.slots_BM
+    return Rehearsal(
+        loss=cross_entropy(output.logits_BY, batch.labels_B),
+        lacking_M=(~hidden.observed_BM).sum(dim=0).double().cpu(),
+        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=model.bank.slots).double().cpu(),
+    )
+
+
+def hide_modalities(cohort: Cohort, generator: torch.Generator) -> Cohort:
+    """The same patients, each modality hidden with chance one half; everybody keeps at least one.
+
+    ``generator`` is a CPU generator; the inputs are not copied.
+    """
+    observed_BM = cohort.observed_BM.cpu()
+    lots_BM = torch.rand(observed_BM.shape, generator=generator).masked_fill(~observed_BM, -1.0)
+    kept_BM = torch.zeros_like(observed_BM).scatter(1, lots_BM.argmax(dim=1, keepdim=True), True)
+    shown_BM = observed_BM & ((lots_BM >= CHANCE) | kept_BM)
+    return replace(cohort, observed_BM=shown_BM.to(cohort.observed_BM.device))
