@@ -28,14 +28,16 @@ SEAL = "facts"  # beside the weights, whose hash stands with the facts: neither 
 
 
 class BundleFacts(FrozenModel):
-    """All of a bundle but its weights. ``prior`` is the training labels' distribution at
-    this site, ``columns`` are the columns behind each modality's features, with the scale that was fitted here."""
+    """All of a bundle but its weights. ``prior`` is the training labels' distribution at this site, ``intercept``
+    joins the model's logits here (zeros: the shared model alone), ``columns`` are the columns behind each modality's
+    features, with the scale that was fitted here."""
 
     site: str
     terms: Terms
     table: Table
     inputs: tuple[ModalityInput, ...]
     prior: tuple[float, ...]
+    intercept: tuple[float, ...]
     rounds: int
     columns: dict[str, tuple[Column, ...]]
 

@@ -12,6 +12,7 @@ from client.bundle import Bundle
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.curriculum import is_specialized
 from flexmoe_core.evaluation import predict
+from flexmoe_core.intercept import shift
 
 
 def predict_cohort(bundle: Bundle, cohort: Cohort) -> np.ndarray:
@@ -22,5 +23,5 @@ def predict_cohort(bundle: Bundle, cohort: Cohort) -> np.ndarray:
     index_S = torch.nonzero(seen_B).squeeze(1)
     specialize = is_specialized(facts.rounds, facts.terms.method.curriculum)
     predictions = predict(bundle.model, cohort.select(index_S), facts.table, specialize=specialize)
-    probabilities_BY[seen_B.numpy()] = predictions.probabilities_BY
+    probabilities_BY[seen_B.numpy()] = shift(predictions.probabilities_BY, np.array(facts.intercept))
     return probabilities_BY

@@ -23,8 +23,9 @@ from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import is_specialized, plan_round
 from flexmoe_core.errors import CheckpointError, MessageError
-from flexmoe_core.evaluation import cells_to_arrays, predict, score_cells
+from flexmoe_core.evaluation import Predictions, cells_to_arrays, predict, score_cells
 from flexmoe_core.groups import Group, is_local, shared_parameters, specs_of, support_of
+from flexmoe_core.intercept import fit_intercept, shift
 from flexmoe_core.messages import (
     FinishReply,
     FinishRequest,
@@ -80,7 +81,8 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation"))
         model = self._model(terms, table, data, state, memory.local_before(request.round))
-        scored = self._score(model, data.cohorts["validation"], table, terms, request.round - 1)
+        intercept_Y = self._intercept(model, data.cohorts["train"], table, terms, request.round - 1)
+        scored = self._score(model, data.cohorts["validation"], table, terms, request.round - 1, intercept_Y)
 
         cohort = data.cohorts["train"].to(self.device)
         plan = plan_round(request.round, terms.method.curriculum)
@@ -117,11 +119,12 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation", "test"))
         model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
+        intercept_Y = self._intercept(model, data.cohorts["train"], table, terms, request.round)
         scored = {
             name: value
             for split in ("validation", "test")
             for name, value in with_prefix(
-                split, self._score(model, data.cohorts[split], table, terms, request.round)
+                split, self._score(model, data.cohorts[split], table, terms, request.round, intercept_Y)
             ).items()
         }
         labels = data.cohorts["train"].labels_B.numpy()
@@ -131,6 +134,7 @@ class Site:
             table=table,
             inputs=site_inputs(terms, data),
             prior=prior_of(labels, len(terms.study.label.classes)),
+            intercept=tuple(intercept_Y.tolist()),
             rounds=request.round,
             columns=dict(data.columns),
         )
@@ -163,15 +167,34 @@ class Site:
         load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
         return model.to(self.device)
 
-    def _score(self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int) -> Arrays:
+    def _intercept(
+        self, model: FlexMoe, training: Cohort, table: CombinationTable, terms: Terms, rounds: int
+    ) -> np.ndarray:
+        """This site's own intercept on the model that ``rounds`` rounds of training made."""
+        predictions = self._predict(model, training, table, terms, rounds)
+        return fit_intercept(predictions.probabilities_BY, training.labels_B.numpy(), terms.method.site_spread)
+
+    def _score(
+        self,
+        model: FlexMoe,
+        cohort: Cohort,
+        table: CombinationTable,
+        terms: Terms,
+        rounds: int,
+        intercept_Y: np.ndarray,
+    ) -> Arrays:
         """Scores per combination of the model that ``rounds`` rounds of training made."""
         if len(cohort) == 0:
             return {}
-        predictions = predict(
-            model, cohort.to(self.device), table, specialize=is_specialized(rounds, terms.method.curriculum)
-        )
-        classes = len(terms.study.label.classes)
-        return cells_to_arrays(score_cells(predictions, cohort, classes, terms.min_cell))
+        predictions = self._predict(model, cohort, table, terms, rounds)
+        shifted = Predictions(shift(predictions.probabilities_BY, intercept_Y), predictions.gates_BE)
+        return cells_to_arrays(score_cells(shifted, cohort, len(terms.study.label.classes), terms.min_cell))
+
+    def _predict(
+        self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int
+    ) -> Predictions:
+        specialize = is_specialized(rounds, terms.method.curriculum)
+        return predict(model, cohort.to(self.device), table, specialize=specialize)
 
     def _shared(self, model: FlexMoe, terms: Terms) -> Arrays:
         shared = shared_parameters(model, *_locality(terms))

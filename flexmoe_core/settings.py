@@ -72,6 +72,7 @@ class MethodSettings(FrozenModel):
     losses: LossSettings = LossSettings()
     training: TrainingSettings = TrainingSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
+    site_spread: float = Field(default=1.0, ge=0, le=100, description="spread of the sites' own intercepts; 0: none")
 
 
 def small() -> MethodSettings:
@@ -98,6 +99,7 @@ def paper() -> MethodSettings:
             final_norm=True,
         ),
         training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
+        site_spread=0.0,
     )
 
 

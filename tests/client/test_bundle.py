@@ -34,6 +34,7 @@ def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, FlexMoe, BundleFact
         table=coordinator.table,
         inputs=inputs,
         prior=(0.25, 0.75),
+        intercept=(-0.5, 0.5),
         rounds=3,
         columns=dict(data.columns),
     )
@@ -103,6 +104,7 @@ def test_other_checkpoints_are_no_bundles(tmp_path: Path, written: tuple[Path, F
         read_bundle(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
 def test_facts_or_weights_of_another_version_are_refused_in_words(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
     folder, model, facts = written
     write_bundle(folder, model, facts.model_copy(update={"prior": "even"}))

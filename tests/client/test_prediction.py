@@ -9,6 +9,8 @@ import torch
 from client.bundle import Bundle, read_bundle
 from client.prediction import predict_cohort
 from flexmoe_core.cohort import Cohort
+from flexmoe_core.evaluation import predict
+from flexmoe_core.intercept import shift
 from tests.client.conftest import SiteFolder
 from tests.client.coordinator import RUN, coordinate, make_cpu_site
 
@@ -74,3 +76,15 @@ def test_a_patient_is_scored_as_at_the_finish(bundle: Bundle, site: SiteFolder) 
     full_B = cohort.observed_BM.all(dim=1).numpy()
     np.testing.assert_array_equal(generalist_BY[full_B], specialist_BY[full_B])
     assert not np.array_equal(generalist_BY[~full_B], specialist_BY[~full_B])
+
+
+@pytest.mark.parametrize("intercept", [(0.0, 0.0), (-0.7, 0.7)])
+def test_the_intercept_joins_what_the_shared_model_says(bundle: Bundle, intercept: tuple[float, ...]) -> None:
+    facts, cohort = bundle.facts.model_copy(update={"intercept": intercept}), patients(bundle, 0, *range(1, 8))
+    found_BY = predict_cohort(Bundle(facts, bundle.model, ""), cohort)
+    seen = cohort.select(torch.arange(1, 8))
+    shared_BY = predict(bundle.model, seen, facts.table, specialize=False).probabilities_BY
+    np.testing.assert_array_equal(found_BY[1:], shift(shared_BY, np.array(intercept)))
+    odds_B = found_BY[1:, 1] / found_BY[1:, 0] / (shared_BY[:, 1] / shared_BY[:, 0])
+    np.testing.assert_allclose(odds_B, np.exp(intercept[1] - intercept[0]))
+    np.testing.assert_array_equal(found_BY[0], facts.prior)  # the prior is the site's already

@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from client.bundle import bundle_digest, read_bundle
+from client.bundle import Bundle, bundle_digest, read_bundle
+from client.prediction import predict_cohort
 from client.site import Site
 from flexmoe_core.checkpoint import read_checkpoint
 from flexmoe_core.errors import CheckpointError, MessageError
+from flexmoe_core.evaluation import Predictions, predict, score_cells
 from flexmoe_core.groups import Group
+from flexmoe_core.intercept import fit_intercept
 from flexmoe_core.messages import FinishReply, HandshakeReply, TrainReply, decode
 from flexmoe_core.naming import under_prefix
 from tests.client.conftest import SiteFolder
-from tests.client.coordinator import RUN, Arrays, Coordinator, coordinate, make_cpu_site
+from tests.client.coordinator import METHOD, RUN, Arrays, Coordinator, coordinate, make_cpu_site
 
 LABS = """[[modality]]
 name = "labs"
@@ -222,3 +225,67 @@ def test_labels_of_test_patients_are_not_read_before_the_finish(
     hospital.train(coordinator.train(1))
     with pytest.raises(Exception, match="outside the classes"):
         hospital.finish(coordinator.finish(1))
+
+
+def finished(hospital: Site, coordinator: Coordinator, rounds: int = 2) -> tuple[bytes, Bundle]:
+    """What the site answers after some rounds, and the bundle that it keeps."""
+    for round_number in range(1, rounds + 1):
+        hospital.train(coordinator.train(round_number))
+    return hospital.finish(coordinator.finish(rounds)), read_bundle(hospital.state / RUN / "bundle")
+
+
+def test_the_bundle_has_the_intercept_of_the_final_model_on_training_patients(
+    site: SiteFolder, hospital: Site, coordinator: Coordinator
+) -> None:
+    facts, model = (bundle := finished(hospital, coordinator)[1]).facts, bundle.model
+    cohort = site.read().cohorts["train"]
+    shared_BY = predict(model, cohort, facts.table, specialize=True).probabilities_BY
+    expected_Y = fit_intercept(shared_BY, cohort.labels_B.numpy(), METHOD.site_spread)
+    np.testing.assert_array_equal(facts.intercept, expected_Y)
+    assert expected_Y.any()
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_scores_are_those_of_the_bundle_with_its_intercept(
+    site: SiteFolder, hospital: Site, coordinator: Coordinator, rounds: int
+) -> None:
+    site.edit("labs.csv", "x,350,p1", "x,350,p1\nx,250,p6")  # without any modality p6 would get the prior
+    answer, bundle = finished(hospital, coordinator, rounds)
+    arrays = decode(answer, FinishReply)[1]
+    following = trained(hospital, coordinator.train(rounds + 1))
+    cohorts = site.read().cohorts
+    for split, told in (("validation", arrays), ("validation", following), ("test", arrays)):
+        cohort, scores = cohorts[split], under_prefix(split, told)
+        predictions = Predictions(predict_cohort(bundle, cohort), np.zeros((len(cohort), METHOD.model.experts)))
+        for mask, cell in score_cells(predictions, cohort, classes=2, min_cell=1).items():
+            np.testing.assert_allclose(scores[f"{mask}/losses_fixed_2"], cell.scores.losses_fixed_2, rtol=1e-6)
+
+
+def test_the_intercept_never_leaves_the_site(site: SiteFolder, tmp_path: Path) -> None:
+    names, updates = [], []
+    for spread in (0.0, 1.0):
+        hospital = make_cpu_site(site.path, tmp_path / f"state-{spread}")
+        method = METHOD.model_copy(update={"site_spread": spread})
+        coordinator = coordinate(site.study(), hospital, method=method)
+        answers = [hospital.train(coordinator.train(round_number)) for round_number in (1, 2)]
+        answers.append(hospital.finish(coordinator.finish(2)))
+        told = [*(decode(answer, TrainReply)[1] for answer in answers[:2]), decode(answers[2], FinishReply)[1]]
+        names.append([set(arrays) for arrays in told])
+        updates.append({name: value for name, value in told[1].items() if not name.startswith("validation")})
+        intercept = read_bundle(hospital.state / RUN / "bundle").facts.intercept
+        assert any(intercept) == (spread > 0)
+        for value in filter(None, intercept):
+            for stated in (np.float64(value).tobytes(), np.float32(value).tobytes(), repr(value).encode()):
+                assert not any(stated in answer for answer in answers)
+    assert names[0] == names[1]
+    assert_equal(*updates)
+
+
+def test_a_site_of_one_class_has_a_finite_intercept(site: SiteFolder, hospital: Site) -> None:
+    site.edit("patients.csv", "p1,absent,train", "p1,present,train")
+    answer, bundle = finished(hospital, coordinate(site.study(), hospital))
+    absent, present = bundle.facts.intercept
+    assert bundle.facts.prior == (0, 1)
+    assert 0 < present < np.inf
+    assert absent == pytest.approx(-present)
+    assert all(np.isfinite(value).all() for value in decode(answer, FinishReply)[1].values())

@@ -175,6 +175,7 @@ def test_every_number_has_a_lower_bound(key: str) -> None:
         "method.training.batch_size=0",
         "method.curriculum.min_full=0",
         "method.losses.rehearsal=inf",
+        "method.site_spread=inf",
     ],
 )
 def test_limits_that_make_no_sense_are_refused(override: str) -> None:
