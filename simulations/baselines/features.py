@@ -1,31 +1,45 @@
 """Patients as the flat rows that logistic regression takes.
 
-A modality gives its encoded features, in which each numeric column has its own missing flag, and one more flag
-for patients who lack the whole of it; their features are zero. Shapes: B patients, F features.
+Every column keeps its own missing flag, which is also set for patients who lack its whole modality.
+Shapes: B patients, F features.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 
 from client.site_data import SiteData
 from flexmoe_core.cohort import Cohort
+from flexmoe_core.features import MISSING_CODE, encode
 from flexmoe_core.scores import FloatArray
-from flexmoe_core.study import Study
+from flexmoe_core.study import Column, NumericColumn, Study
 
 
-def flat_features(cohort: Cohort, study: Study, modalities: Sequence[str]) -> FloatArray:
-    """(B, F) float64 of some modalities; one that the site has no encoder for gives its flag alone."""
+def flat_features(
+    cohort: Cohort, study: Study, columns: Mapping[str, Sequence[Column]], modalities: Sequence[str]
+) -> FloatArray:
+    """(B, F) float64 of those of some modalities that the site has columns for."""
     observed_BM = cohort.observed_BM.numpy()
     parts = [np.zeros((len(cohort), 0))]
     for name in modalities:
-        observed_B1 = observed_BM[:, [study.modality_names.index(name)]]
         if name in cohort.inputs:
-            parts.append(cohort.inputs[name].double().numpy() * observed_B1)
-        parts.append(~observed_B1)
-    return np.hstack(parts).astype(np.float64)
+            observed_B1 = observed_BM[:, [study.modality_names.index(name)]]
+            parts.append(np.where(observed_B1, cohort.inputs[name].double().numpy(), all_missing(columns[name])))
+    return np.hstack(parts)
+
+
+def all_missing(columns: Sequence[Column]) -> FloatArray:
+    """(F,) what a modality's features are where every value is missing."""
+    parts = [
+        encode(column, torch.tensor([math.nan if isinstance(column, NumericColumn) else MISSING_CODE])).double()
+        for column in columns
+    ]
+    missing_F: FloatArray = torch.cat(parts, dim=1)[0].numpy()
+    return missing_F
 
 
 def site_features(data: SiteData, study: Study, splits: Sequence[str]) -> FloatArray:
@@ -53,4 +67,4 @@ def pooled_features(sites: Mapping[str, SiteData], study: Study, splits: Sequenc
 
 
 def _features(data: SiteData, study: Study, splits: Sequence[str], modalities: Sequence[str]) -> FloatArray:
-    return np.vstack([flat_features(data.cohorts[split], study, modalities) for split in splits])
+    return np.vstack([flat_features(data.cohorts[split], study, data.columns, modalities) for split in splits])

@@ -22,7 +22,7 @@ from simulations.baselines.features import pooled_features
 from simulations.baselines.predictions import (
     Predictions,
     labels_of,
-    mean_log_loss,
+    log_losses,
     predictions_for,
     prior_predictions,
 )
@@ -60,15 +60,20 @@ def logistic(x_BF: FloatArray, labels_B: IntArray, new_BF: FloatArray, classes: 
 
 
 def best_penalty(x_BF: FloatArray, labels_B: IntArray, classes: int, seed: int) -> float:
-    """The penalty of the least log-loss in stratified cross-validation; the strongest where none is possible."""
+    """The strongest penalty whose cross-validated log-loss is within a standard error of the least.
+
+    This rule (Breiman et al. 1984) leans to the simpler of models that are equal within noise. Where cross-validation is not possible: the strongest penalty.
+    """
     folds = stratified_folds(labels_B, FOLDS, seed)
     if not folds:
         return max(PENALTIES)
     losses = {
-        penalty: mean_log_loss(held_out_logistic(x_BF, labels_B, classes, penalty, folds), labels_B)
+        penalty: log_losses(held_out_logistic(x_BF, labels_B, classes, penalty, folds), labels_B)
         for penalty in PENALTIES
     }
-    return min(losses, key=losses.__getitem__)
+    least_B = min(losses.values(), key=np.mean)
+    bar = least_B.mean() + least_B.std(ddof=1) / len(least_B) ** 0.5
+    return max(penalty for penalty, losses_B in losses.items() if losses_B.mean() <= bar)
 
 
 def stratified_folds(labels_B: IntArray, most: int, seed: int) -> list[IntArray]:

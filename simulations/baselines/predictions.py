@@ -70,6 +70,12 @@ def prior_predictions(labels_B: IntArray, patients: int, classes: int) -> FloatA
 
 
 def mean_log_loss(probabilities_BY: FloatArray, labels_B: IntArray) -> float:
-    """Mean of -log p of the true class, in nats; finite also for a class thought impossible."""
+    """Mean of ``log_losses``."""
+    return float(log_losses(probabilities_BY, labels_B).mean())
+
+
+def log_losses(probabilities_BY: FloatArray, labels_B: IntArray) -> FloatArray:
+    """(B,) -log p of the true class, in nats; finite also for a class thought impossible."""
     chosen_B = probabilities_BY[np.arange(len(labels_B)), labels_B]
-    return float(-np.log(np.maximum(chosen_B, 1e-15)).mean())
+    losses_B: FloatArray = -np.log(np.maximum(chosen_B, 1e-15))
+    return losses_B
