@@ -90,12 +90,6 @@ def bundle_digest(folder: Path) -> str:
     return hashlib.sha256((folder / f"{STEM}.json").read_bytes()).hexdigest()
 
 
-def prior_of(labels: np.ndarray, classes: int) -> tuple[float, ...]:
-    """The share of each class among training labels."""
-    counts = np.bincount(labels, minlength=classes)
-    return tuple(float(share) for share in counts / counts.sum())
-
-
 def _seal(facts: dict[str, Any]) -> np.ndarray:
     """SHA-256 of the facts, as an array."""
     text = json.dumps(facts, sort_keys=True)

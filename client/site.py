@@ -14,18 +14,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.bundle import BundleFacts, prior_of, write_bundle
+from client.bundle import BundleFacts, write_bundle
 from client.cache import load_site
 from client.coverage import announced_combinations, observed_patients
+from client.prediction import Predictor
 from client.site_data import SiteData
 from client.state import RunState
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import is_specialized, plan_round
 from flexmoe_core.errors import CheckpointError, MessageError
-from flexmoe_core.evaluation import Predictions, cells_to_arrays, predict, score_cells
+from flexmoe_core.evaluation import cells_to_arrays, score_cells
 from flexmoe_core.groups import Group, is_local, shared_parameters, specs_of, support_of
-from flexmoe_core.intercept import fit_intercept, shift
 from flexmoe_core.messages import (
     FinishReply,
     FinishRequest,
@@ -81,8 +81,8 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation"))
         model = self._model(terms, table, data, state, memory.local_before(request.round))
-        intercept_Y = self._intercept(model, data.cohorts["train"], table, terms, request.round - 1)
-        scored = self._score(model, data.cohorts["validation"], table, terms, request.round - 1, intercept_Y)
+        predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round - 1)
+        scored = self._score(predictor, data.cohorts["validation"], terms)
 
         cohort = data.cohorts["train"].to(self.device)
         plan = plan_round(request.round, terms.method.curriculum)
@@ -119,22 +119,19 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation", "test"))
         model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
-        intercept_Y = self._intercept(model, data.cohorts["train"], table, terms, request.round)
+        predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round)
         scored = {
             name: value
             for split in ("validation", "test")
-            for name, value in with_prefix(
-                split, self._score(model, data.cohorts[split], table, terms, request.round, intercept_Y)
-            ).items()
+            for name, value in with_prefix(split, self._score(predictor, data.cohorts[split], terms)).items()
         }
-        labels = data.cohorts["train"].labels_B.numpy()
         facts = BundleFacts(
             site=data.name,
             terms=terms,
             table=table,
             inputs=site_inputs(terms, data),
-            prior=prior_of(labels, len(terms.study.label.classes)),
-            intercept=tuple(intercept_Y.tolist()),
+            prior=tuple(predictor.prior_Y.tolist()),
+            intercept=tuple(predictor.intercept_Y.tolist()),
             rounds=request.round,
             columns=dict(data.columns),
         )
@@ -167,34 +164,19 @@ class Site:
         load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
         return model.to(self.device)
 
-    def _intercept(
+    def _predictor(
         self, model: FlexMoe, training: Cohort, table: CombinationTable, terms: Terms, rounds: int
-    ) -> np.ndarray:
-        """This site's own intercept on the model that ``rounds`` rounds of training made."""
-        predictions = self._predict(model, training, table, terms, rounds)
-        return fit_intercept(predictions.probabilities_BY, training.labels_B.numpy(), terms.method.site_spread)
+    ) -> Predictor:
+        """This site's use of the model that ``rounds`` rounds of training made."""
+        specialize = is_specialized(rounds, terms.method.curriculum)
+        return Predictor.fitted(model, table, specialize, training, terms.method.site_spread)
 
-    def _score(
-        self,
-        model: FlexMoe,
-        cohort: Cohort,
-        table: CombinationTable,
-        terms: Terms,
-        rounds: int,
-        intercept_Y: np.ndarray,
-    ) -> Arrays:
-        """Scores per combination of the model that ``rounds`` rounds of training made."""
+    def _score(self, predictor: Predictor, cohort: Cohort, terms: Terms) -> Arrays:
+        """Scores per combination."""
         if len(cohort) == 0:
             return {}
-        predictions = self._predict(model, cohort, table, terms, rounds)
-        shifted = Predictions(shift(predictions.probabilities_BY, intercept_Y), predictions.gates_BE)
-        return cells_to_arrays(score_cells(shifted, cohort, len(terms.study.label.classes), terms.min_cell))
-
-    def _predict(
-        self, model: FlexMoe, cohort: Cohort, table: CombinationTable, terms: Terms, rounds: int
-    ) -> Predictions:
-        specialize = is_specialized(rounds, terms.method.curriculum)
-        return predict(model, cohort.to(self.device), table, specialize=specialize)
+        classes = len(terms.study.label.classes)
+        return cells_to_arrays(score_cells(predictor(cohort), cohort, classes, terms.min_cell))
 
     def _shared(self, model: FlexMoe, terms: Terms) -> Arrays:
         shared = shared_parameters(model, *_locality(terms))

@@ -12,6 +12,7 @@ import numpy as np
 
 STEPS = 100
 TOLERANCE = 1e-10
+LEAST_SPREAD = 1e-6
 
 
 def fit_intercept(probabilities_BY: np.ndarray, labels_B: np.ndarray, spread: float) -> np.ndarray:
@@ -21,7 +22,7 @@ def fit_intercept(probabilities_BY: np.ndarray, labels_B: np.ndarray, spread: fl
     """
     classes = probabilities_BY.shape[1]
     intercept_Y = np.zeros(classes)
-    if spread == 0 or len(labels_B) == 0:
+    if spread < LEAST_SPREAD or len(labels_B) == 0:
         return intercept_Y
     counts_Y = np.bincount(labels_B, minlength=classes)
     precision = spread**-2.0

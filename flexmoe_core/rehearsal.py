@@ -60,7 +60,7 @@ def rehearse(
 
 
 def hide_modalities(cohort: Cohort, generator: torch.Generator) -> Cohort:
-    """The same patients, each modality hidden with chance one half; everybody keeps at least one.
+    """The same patients, each modality hidden with chance one half, but one of each patient's always kept.
 
     ``generator`` is a CPU generator; the inputs are not copied.
     """

@@ -98,6 +98,7 @@ def paper() -> MethodSettings:
             output_scale=1.0,
             final_norm=True,
         ),
+        losses=LossSettings(rehearsal=0.0),
         training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
         site_spread=0.0,
     )

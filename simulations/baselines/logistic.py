@@ -62,7 +62,8 @@ def logistic(x_BF: FloatArray, labels_B: IntArray, new_BF: FloatArray, classes: 
 def best_penalty(x_BF: FloatArray, labels_B: IntArray, classes: int, seed: int) -> float:
     """The strongest penalty whose cross-validated log-loss is within a standard error of the least.
 
-    This rule (Breiman et al. 1984) leans to the simpler of models that are equal within noise. Where cross-validation is not possible: the strongest penalty.
+    This rule (Breiman et al. 1984) leans to the simpler of models that are equal within noise. Where
+    cross-validation is not possible: the strongest penalty.
     """
     folds = stratified_folds(labels_B, FOLDS, seed)
     if not folds:

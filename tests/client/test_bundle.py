@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from client.bundle import Bundle, BundleFacts, bundle_digest, prior_of, read_bundle, write_bundle
+from client.bundle import Bundle, BundleFacts, bundle_digest, read_bundle, write_bundle
 from client.prediction import predict_cohort
 from client.site import site_inputs
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
@@ -120,7 +120,3 @@ def test_the_facts_can_be_read_without_us(written: tuple[Path, FlexMoe, BundleFa
     assert facts["site"] == "cleveland"
     assert facts["columns"]["labs"][0]["unit"] == "mg/dl"
     assert "head.bias" in arrays
-
-
-def test_the_prior_is_the_share_of_each_class() -> None:
-    assert prior_of(np.array([1, 1, 0, 1]), classes=3) == (0.25, 0.75, 0.0)

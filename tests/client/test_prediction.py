@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from client.bundle import Bundle, read_bundle
-from client.prediction import predict_cohort
+from client.prediction import Predictor, predict_cohort
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.evaluation import predict
 from flexmoe_core.intercept import shift
@@ -88,3 +88,15 @@ def test_the_intercept_joins_what_the_shared_model_says(bundle: Bundle, intercep
     odds_B = found_BY[1:, 1] / found_BY[1:, 0] / (shared_BY[:, 1] / shared_BY[:, 0])
     np.testing.assert_allclose(odds_B, np.exp(intercept[1] - intercept[0]))
     np.testing.assert_array_equal(found_BY[0], facts.prior)  # the prior is the site's already
+
+
+def test_a_site_scores_with_what_its_bundle_keeps(bundle: Bundle, site: SiteFolder) -> None:
+    of_bundle, training = Predictor.of_bundle(bundle), site.read().cohorts["train"]
+    spread = bundle.facts.terms.method.site_spread
+    fitted = Predictor.fitted(bundle.model, of_bundle.table, of_bundle.specialize, training, spread)
+    np.testing.assert_array_equal(fitted.prior_Y, of_bundle.prior_Y)
+    np.testing.assert_array_equal(fitted.intercept_Y, of_bundle.intercept_Y)
+    assert fitted.intercept_Y.any()
+    cohort = patients(bundle, 0, 7)
+    np.testing.assert_array_equal(fitted(cohort).probabilities_BY, predict_cohort(bundle, cohort))
+    np.testing.assert_allclose(fitted(cohort).gates_BE.sum(axis=1), [0, 1], rtol=1e-6)
