@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from server.report.page import write_report
 
 from flexmoe_core.errors import InputError, Problem
+from server.report.page import write_report
 from server.settings import settings_with
 from simulations.comparison import compare
 from simulations.datasets.uci_heart import prepare_uci_heart
