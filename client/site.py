@@ -175,8 +175,7 @@ class Site:
         """Scores per combination."""
         if len(cohort) == 0:
             return {}
-        classes = len(terms.study.label.classes)
-        return cells_to_arrays(score_cells(predictor(cohort), cohort, classes, terms.min_cell))
+        return cells_to_arrays(score_cells(predictor(cohort), cohort, terms.min_cell))
 
     def _shared(self, model: FlexMoe, terms: Terms) -> Arrays:
         shared = shared_parameters(model, *_locality(terms))

@@ -55,9 +55,7 @@ def predict(model: FlexMoe, cohort: Cohort, table: CombinationTable, *, speciali
     return Predictions(torch.cat(probabilities).numpy(), torch.cat(gates).numpy())
 
 
-def score_cells(
-    predictions: Predictions, cohort: Cohort, classes: int, min_cell: int
-) -> dict[int | None, CellResult]:
+def score_cells(predictions: Predictions, cohort: Cohort, min_cell: int) -> dict[int | None, CellResult]:
     """Results per combination with at least ``min_cell`` patients, the rest merged under None."""
     masks_B, labels_B = cohort.masks_B.cpu().numpy(), cohort.labels_B.cpu().numpy()
     cells = {

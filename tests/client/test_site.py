@@ -257,7 +257,7 @@ def test_scores_are_those_of_the_bundle_with_its_intercept(
     for split, told in (("validation", arrays), ("validation", following), ("test", arrays)):
         cohort, scores = cohorts[split], under_prefix(split, told)
         predictions = Predictions(predict_cohort(bundle, cohort), np.zeros((len(cohort), METHOD.model.experts)))
-        for mask, cell in score_cells(predictions, cohort, classes=2, min_cell=1).items():
+        for mask, cell in score_cells(predictions, cohort, min_cell=1).items():
             np.testing.assert_allclose(scores[f"{mask}/losses_fixed_2"], cell.scores.losses_fixed_2, rtol=1e-6)
 
 

@@ -33,7 +33,7 @@ def predicted() -> Predictions:
 
 
 def cells(min_cell: int = 4) -> dict[int | None, CellResult]:
-    return score_cells(predicted(), COHORT, CLASSES, min_cell)
+    return score_cells(predicted(), COHORT, min_cell)
 
 
 @pytest.mark.parametrize("specialize", [True, False])
