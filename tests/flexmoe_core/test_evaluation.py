@@ -93,7 +93,7 @@ def test_cells_are_combinations_and_small_ones_are_merged() -> None:
 
 @pytest.mark.parametrize("min_cell", [1, 3, 6, 100])
 def test_whatever_is_merged_adds_up_to_the_whole_or_to_nothing(min_cell: int) -> None:
-    everything, found = score_cells(predicted(), COHORT, CLASSES, len(MASKS))[None], cells(min_cell)
+    everything, found = score_cells(predicted(), COHORT, len(MASKS))[None], cells(min_cell)
     if min_cell > len(MASKS):
         assert found == {}
         return
