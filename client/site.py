@@ -81,8 +81,10 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation"))
         model = self._model(terms, table, data, state, memory.local_before(request.round))
-        predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round - 1)
-        scored = self._score(predictor, data.cohorts["validation"], terms)
+        scored: Arrays = {}
+        if len(data.cohorts["validation"]):
+            predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round - 1)
+            scored = self._score(predictor, data.cohorts["validation"], terms)
 
         cohort = data.cohorts["train"].to(self.device)
         plan = plan_round(request.round, terms.method.curriculum)
@@ -201,5 +203,4 @@ def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:
 
 def _locality(terms: Terms) -> tuple[tuple[str, ...], tuple[Group, ...]]:
     """Which modalities' encoders and which groups stay at the sites."""
-    local = tuple(modality.name for modality in terms.study.modalities if modality.encoder == "local")
-    return local, terms.local_groups
+    return terms.study.local_modalities, terms.local_groups

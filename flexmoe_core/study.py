@@ -131,6 +131,11 @@ class Study(FrozenModel):
         return tuple(modality.name for modality in self.modalities)
 
     @property
+    def local_modalities(self) -> tuple[str, ...]:
+        """The names of the modalities whose encoders never leave their site, in order."""
+        return tuple(modality.name for modality in self.modalities if modality.encoder == "local")
+
+    @property
     def full_mask(self) -> int:
         """The combination of all modalities."""
         return (1 << len(self.modalities)) - 1

@@ -108,7 +108,7 @@ class Federation:
         """Fix the table and all that follows from it, and give the state that a run starts from."""
         self._table = table
         model = initial_model(self._terms, table)
-        shared = shared_parameters(model, local_modalities(self._terms), self._terms.local_groups)
+        shared = shared_parameters(model, self._terms.study.local_modalities, self._terms.local_groups)
         self._specs = specs_of(shared)
         self._optimizer = self._settings.federation.optimizer.build(self._specs)
         return {name: value.detach().numpy().copy() for name, value in shared.items()}
@@ -208,11 +208,6 @@ class Federation:
         if len(results.test) < federation.quorum:
             raise RunFailed(f"only {len(results.test)} of {federation.quorum} needed sites scored the final model")
         return results
-
-
-def local_modalities(terms: Terms) -> tuple[str, ...]:
-    """Modalities whose encoders never leave their site."""
-    return tuple(modality.name for modality in terms.study.modalities if modality.encoder == "local")
 
 
 def initial_model(terms: Terms, table: CombinationTable) -> FlexMoe:

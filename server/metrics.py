@@ -10,18 +10,17 @@ import numpy as np
 
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError
-from flexmoe_core.evaluation import CellResult, add_cells, cells_from_arrays, cells_to_arrays
+from flexmoe_core.evaluation import add_cells, cells_to_arrays
 from flexmoe_core.messages import FinishReply, Terms, decode
-from flexmoe_core.naming import under_prefix, with_prefix
+from flexmoe_core.naming import with_prefix
 from flexmoe_core.score_metrics import summary
 from flexmoe_core.scores import Scores
 from server.conversation import Answers, in_short
-from server.replies import total_scores
+from server.replies import Cells, read_cells, total_scores
 
 OTHER = "(other)"  # no modality can have such a name
 NONE = "(none)"
 SPLITS = ("validation", "test")
-Cells = dict[int | None, CellResult]
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ def read_finish(answers: Answers, absent: Mapping[str, str], terms: Terms, round
     for site, payload in sorted(answers.payloads.items()):
         try:
             reply, arrays = decode(payload, FinishReply)
-            validation, test = (_cells(split, arrays, terms) for split in SPLITS)
+            validation, test = (read_cells(split, arrays, terms) for split in SPLITS)
         except MessageError as error:
             missing[site] = in_short(str(error))
             continue
@@ -126,12 +125,3 @@ def combination_name(mask: int | None, terms: Terms) -> str:
 
 def _display_order(mask: int | None) -> tuple[int, int]:
     return (1, 0) if mask is None else (-mask.bit_count(), mask)
-
-
-def _cells(split: str, arrays: Mapping[str, np.ndarray], terms: Terms) -> Cells:
-    return cells_from_arrays(
-        under_prefix(split, arrays),
-        len(terms.study.label.classes),
-        terms.method.model.experts,
-        terms.study.full_mask,
-    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from flexmoe_core.errors import MessageError
 from flexmoe_core.evaluation import CellResult, cells_from_arrays
-from flexmoe_core.messages import TrainReply, TrainRequest, decode
+from flexmoe_core.messages import Terms, TrainReply, TrainRequest, decode
 from flexmoe_core.naming import under_prefix
 from flexmoe_core.score_metrics import METRICS, log_loss, summary
 from flexmoe_core.scores import Scores
@@ -68,7 +68,7 @@ def read_train_replies(
     for site, payload in sorted(payloads.items()):
         try:
             reply, arrays = decode(payload, TrainReply)
-            cells = _read_cells(arrays, request)
+            cells = read_cells("validation", arrays, request.terms)
         except MessageError as error:
             replies.dropped[site] = [in_short(str(error))]
             continue
@@ -82,10 +82,10 @@ def read_train_replies(
     return replies
 
 
-def _read_cells(arrays: Mapping[str, np.ndarray], request: TrainRequest) -> Cells:
-    terms = request.terms
+def read_cells(split: str, arrays: Mapping[str, np.ndarray], terms: Terms) -> Cells:
+    """The cells of one split in a reply's arrays; raises MessageError."""
     return cells_from_arrays(
-        under_prefix("validation", arrays),
+        under_prefix(split, arrays),
         len(terms.study.label.classes),
         terms.method.model.experts,
         terms.study.full_mask,

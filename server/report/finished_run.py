@@ -19,8 +19,8 @@ from flexmoe_core.naming import under_prefix
 from flexmoe_core.scores import Scores
 from flexmoe_core.study import Study
 from flexmoe_core.validation import FrozenModel, validate
-from server.metrics import Cells, pooled_cells
-from server.replies import total_scores
+from server.metrics import pooled_cells
+from server.replies import Cells, total_scores
 from server.run_store import RunStore
 from server.settings import RunSettings
 

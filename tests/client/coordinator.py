@@ -22,7 +22,7 @@ from flexmoe_core.messages import (
 )
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.study import Study
-from server.federation import initial_model, local_modalities
+from server.federation import initial_model
 
 RUN = "0123456789abcdef" * 2
 METHOD = MethodSettings.model_validate(
@@ -56,7 +56,7 @@ class Coordinator:
     def state(self) -> Arrays:
         """The shared parameters that a run starts from."""
         model = initial_model(self.terms, self.table)
-        shared = shared_parameters(model, local_modalities(self.terms), self.terms.local_groups)
+        shared = shared_parameters(model, self.terms.study.local_modalities, self.terms.local_groups)
         return {name: value.detach().numpy() for name, value in shared.items()}
 
 
