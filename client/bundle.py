@@ -1,4 +1,4 @@
-"""The final model at a site: all weights, the table, the study and the preprocessing, sealed by their hash.
+"""The final model at a site: all weights, its own effect, the table, the study and the preprocessing, sealed.
 
 With a bundle a hospital scores new patients offline, whatever they lack.
 """
@@ -20,43 +20,46 @@ from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.errors import CheckpointError
 from flexmoe_core.messages import Table, Terms
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
+from flexmoe_core.naming import under_prefix, with_prefix
+from flexmoe_core.site_effect import SiteEffect
 from flexmoe_core.study import Column
 from flexmoe_core.validation import FrozenModel
 
 STEM = "model"
+EFFECT = "effect"
 SEAL = "facts"  # beside the weights, whose hash stands with the facts: neither file can change alone
 
 
 class BundleFacts(FrozenModel):
-    """All of a bundle but its weights. ``prior`` is the training labels' distribution at this site, ``intercept``
-    joins the model's logits here (zeros: the shared model alone), ``columns`` are the columns behind each modality's
-    features, with the scale that was fitted here."""
+    """All of a bundle but its arrays. ``prior`` is the training labels' distribution at this site, ``columns`` are
+    the columns behind each modality's features, with the scale that was fitted here."""
 
     site: str
     terms: Terms
     table: Table
     inputs: tuple[ModalityInput, ...]
     prior: tuple[float, ...]
-    intercept: tuple[float, ...]
     rounds: int
     columns: dict[str, tuple[Column, ...]]
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle as it was read: its facts, the model in evaluation form, and the SHA-256 that names it."""
+    """A bundle as it was read: its facts, the model and what the site adds to it, and the SHA-256 that names it."""
 
     facts: BundleFacts
     model: FlexMoe
+    effect: SiteEffect
     digest: str
 
 
-def write_bundle(folder: Path, model: FlexMoe, facts: BundleFacts) -> str:
+def write_bundle(folder: Path, model: FlexMoe, effect: SiteEffect, facts: BundleFacts) -> str:
     """Write the bundle into the folder (made if absent) and answer its SHA-256."""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     weights = {name: value.detach().cpu().numpy() for name, value in model.named_parameters()}
     described = facts.model_dump(mode="json")
-    write_checkpoint(folder / STEM, weights | {SEAL: _seal(described)}, described)
+    own = with_prefix(EFFECT, effect.to_arrays())
+    write_checkpoint(folder / STEM, weights | own | {SEAL: _seal(described)}, described)
     return bundle_digest(folder)
 
 
@@ -80,9 +83,10 @@ def read_bundle(folder: Path) -> Bundle:
         terms.method.model,
         terms.seed,
     )
-    _check_weights(folder, model, arrays)
-    load_parameters(model, {name: torch.from_numpy(value) for name, value in arrays.items()})
-    return Bundle(facts, model, bundle_digest(folder))
+    _check_shapes(folder, model, facts, arrays)
+    load_parameters(model, {name: torch.from_numpy(arrays[name]) for name, _ in model.named_parameters()})
+    effect = SiteEffect.from_arrays(model.modalities, under_prefix(EFFECT, arrays))
+    return Bundle(facts, model, effect, bundle_digest(folder))
 
 
 def bundle_digest(folder: Path) -> str:
@@ -96,11 +100,19 @@ def _seal(facts: dict[str, Any]) -> np.ndarray:
     return np.frombuffer(hashlib.sha256(text.encode()).digest(), dtype=np.uint8)
 
 
-def _check_weights(folder: Path, model: FlexMoe, arrays: dict[str, np.ndarray]) -> None:
+def _check_shapes(folder: Path, model: FlexMoe, facts: BundleFacts, arrays: dict[str, np.ndarray]) -> None:
+    classes = len(facts.terms.study.label.classes)
+    effect: dict[str, tuple[int, ...]] = {
+        "kept": (),
+        "intercept": (classes,),
+        "lacking": (len(model.modalities), classes),
+    }
+    effect |= {f"slopes/{one.name}": (one.features, classes) for one in facts.inputs}
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
+    expected |= {f"{EFFECT}/{name}": shape for name, shape in effect.items()}
     differing = [name for name in sorted(expected | arrays) if _shape(arrays, name) != expected.get(name)]
     if differing:
-        raise CheckpointError(f"{folder}: weights of another model ({', '.join(differing[:5])})")
+        raise CheckpointError(f"{folder}: arrays of another model ({', '.join(differing[:5])})")
 
 
 def _shape(arrays: dict[str, np.ndarray], name: str) -> Sequence[int] | None:

@@ -14,44 +14,62 @@ from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import is_specialized
 from flexmoe_core.evaluation import Predictions, predict
-from flexmoe_core.intercept import fit_intercept, shift
 from flexmoe_core.model import FlexMoe
+from flexmoe_core.settings import SiteSettings
+from flexmoe_core.site_effect import SiteEffect, fit_effect, fit_intercept
 
 
 @dataclass(frozen=True)
 class Predictor:
-    """``intercept_Y`` joins the model's logits; ``prior_Y`` answers for patients with no modality at all."""
+    """``effect`` joins the model's logits; ``prior_Y`` answers for patients with no modality at all."""
 
     model: FlexMoe
     table: CombinationTable
     specialize: bool
     prior_Y: np.ndarray
-    intercept_Y: np.ndarray
+    effect: SiteEffect
 
     @classmethod
-    def fitted(
-        cls, model: FlexMoe, table: CombinationTable, specialize: bool, training: Cohort, spread: float
+    def during_training(
+        cls, model: FlexMoe, table: CombinationTable, specialize: bool, training: Cohort, settings: SiteSettings
     ) -> Predictor:
-        """With the prior and intercept of these training patients, at least one."""
-        raw = _predict(model, training, table, specialize).probabilities_BY
-        labels_B = training.labels_B.numpy()
-        counts_Y = np.bincount(labels_B, minlength=raw.shape[1])
-        return cls(model, table, specialize, counts_Y / counts_Y.sum(), fit_intercept(raw, labels_B, spread))
+        """The shared model with the site's intercept: it has learned from training patients (at least one) alone."""
+        shared_BY = _predict(model, training, table, specialize).probabilities_BY
+        effect = fit_intercept(model.modalities, shared_BY, training, settings)
+        return cls(model, table, specialize, _prior(training, shared_BY.shape[1]), effect)
+
+    @classmethod
+    def final(
+        cls,
+        model: FlexMoe,
+        table: CombinationTable,
+        specialize: bool,
+        training: Cohort,
+        validation: Cohort,
+        settings: SiteSettings,
+    ) -> Predictor:
+        """The shared model with all that the site adds, which has learned from validation patients too."""
+        training_BY, validation_BY = (
+            _predict(model, cohort, table, specialize).probabilities_BY for cohort in (training, validation)
+        )
+        effect = fit_effect(model.modalities, (training_BY, training), (validation_BY, validation), settings)
+        return cls(model, table, specialize, _prior(training, training_BY.shape[1]), effect)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Predictor:
         """As the site had it when it wrote the bundle."""
         facts = bundle.facts
         specialize = is_specialized(facts.rounds, facts.terms.method.curriculum)
-        return cls(bundle.model, facts.table, specialize, np.array(facts.prior), np.array(facts.intercept))
+        return cls(bundle.model, facts.table, specialize, np.array(facts.prior), bundle.effect)
 
     def __call__(self, cohort: Cohort) -> Predictions:
         """Class probabilities of every patient, and their use of experts (none without a modality)."""
         seen_B = cohort.observed_BM.any(dim=1)
-        seen = _predict(self.model, cohort.select(seen_B.nonzero().squeeze(1)), self.table, self.specialize)
+        patients = cohort.select(seen_B.nonzero().squeeze(1))
+        seen = _predict(self.model, patients, self.table, self.specialize)
         probabilities_BY = np.tile(self.prior_Y, (len(cohort), 1))
         gates_BE = np.zeros((len(cohort), seen.gates_BE.shape[1]))
-        probabilities_BY[seen_B.numpy()] = shift(seen.probabilities_BY, self.intercept_Y)
+        probabilities_BY[seen_B.numpy()] = self.effect.probabilities(seen.probabilities_BY, patients)
         gates_BE[seen_B.numpy()] = seen.gates_BE
         return Predictions(probabilities_BY, gates_BE)
 
@@ -59,6 +77,12 @@ class Predictor:
 def predict_cohort(bundle: Bundle, cohort: Cohort) -> np.ndarray:
     """Class probabilities (B, Y) of a bundle."""
     return Predictor.of_bundle(bundle)(cohort).probabilities_BY
+
+
+def _prior(cohort: Cohort, classes: int) -> np.ndarray:
+    counts_Y = np.bincount(cohort.labels_B.numpy(), minlength=classes)
+    prior_Y: np.ndarray = counts_Y / counts_Y.sum()
+    return prior_Y
 
 
 def _predict(model: FlexMoe, cohort: Cohort, table: CombinationTable, specialize: bool) -> Predictions:

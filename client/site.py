@@ -83,7 +83,8 @@ class Site:
         model = self._model(terms, table, data, state, memory.local_before(request.round))
         scored: Arrays = {}
         if len(data.cohorts["validation"]):
-            predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round - 1)
+            specialize = is_specialized(request.round - 1, terms.method.curriculum)
+            predictor = Predictor.during_training(model, table, specialize, data.cohorts["train"], terms.method.site)
             scored = self._score(predictor, data.cohorts["validation"], terms)
 
         cohort = data.cohorts["train"].to(self.device)
@@ -112,7 +113,10 @@ class Site:
         return answer
 
     def finish(self, request_bytes: bytes) -> bytes:
-        """Score the final state on validation and, for the first time, test patients; write the bundle."""
+        """Score the final state on validation and, for the first time, test patients; write the bundle.
+
+        What the site adds of its own may learn from validation patients only after they have been scored.
+        """
         request, state = decode(request_bytes, FinishRequest)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
@@ -121,23 +125,22 @@ class Site:
         terms, table = request.terms, request.table
         data = self._read(terms, ("train", "validation", "test"))
         model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
-        predictor = self._predictor(model, data.cohorts["train"], table, terms, request.round)
-        scored = {
-            name: value
-            for split in ("validation", "test")
-            for name, value in with_prefix(split, self._score(predictor, data.cohorts[split], terms)).items()
-        }
+        training, validation, test = (data.cohorts[split] for split in ("train", "validation", "test"))
+        specialize, settings = is_specialized(request.round, terms.method.curriculum), terms.method.site
+        held_out = Predictor.during_training(model, table, specialize, training, settings)
+        predictor = Predictor.final(model, table, specialize, training, validation, settings)
+        scored = with_prefix("validation", self._score(held_out, validation, terms))
+        scored |= with_prefix("test", self._score(predictor, test, terms))
         facts = BundleFacts(
             site=data.name,
             terms=terms,
             table=table,
             inputs=site_inputs(terms, data),
             prior=tuple(predictor.prior_Y.tolist()),
-            intercept=tuple(predictor.intercept_Y.tolist()),
             rounds=request.round,
             columns=dict(data.columns),
         )
-        digest = write_bundle(memory.folder / "bundle", model, facts)
+        digest = write_bundle(memory.folder / "bundle", model, predictor.effect, facts)
         answer = encode(FinishReply(site=data.name, bundle=digest), scored)
         memory.store_answer(request_bytes, answer)
         return answer
@@ -165,13 +168,6 @@ class Site:
             )
         load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
         return model.to(self.device)
-
-    def _predictor(
-        self, model: FlexMoe, training: Cohort, table: CombinationTable, terms: Terms, rounds: int
-    ) -> Predictor:
-        """This site's use of the model that ``rounds`` rounds of training made."""
-        specialize = is_specialized(rounds, terms.method.curriculum)
-        return Predictor.fitted(model, table, specialize, training, terms.method.site_spread)
 
     def _score(self, predictor: Predictor, cohort: Cohort, terms: Terms) -> Arrays:
         """Scores per combination."""

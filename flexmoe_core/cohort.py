@@ -44,6 +44,14 @@ class Cohort:
             labels_B=self.labels_B[index_B],
         )
 
+    def __add__(self, other: Cohort) -> Cohort:
+        """These patients, then the other's, of the same site."""
+        return Cohort(
+            inputs={name: torch.cat([x_BF, other.inputs[name]]) for name, x_BF in self.inputs.items()},
+            observed_BM=torch.cat([self.observed_BM, other.observed_BM]),
+            labels_B=torch.cat([self.labels_B, other.labels_B]),
+        )
+
     def to(self, device: torch.device) -> Cohort:
         """The same patients on another device."""
         return Cohort(

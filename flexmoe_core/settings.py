@@ -65,6 +65,13 @@ class CurriculumSettings(FrozenModel):
     min_full: int = Field(default=8, ge=1, description="full-modality patients below which a site has none")
 
 
+class SiteSettings(FrozenModel):
+    """What a site makes of the shared model for its own patients: prior spreads in logits, 0 for none."""
+
+    intercept: float = Field(default=1.0, ge=0, le=100, description="spread of a site's own intercept")
+    regression: float = Field(default=1.4, ge=0, le=100, description="spread of a site's own regression")
+
+
 class MethodSettings(FrozenModel):
     """Everything that decides how a site trains."""
 
@@ -72,7 +79,7 @@ class MethodSettings(FrozenModel):
     losses: LossSettings = LossSettings()
     training: TrainingSettings = TrainingSettings()
     curriculum: CurriculumSettings = CurriculumSettings()
-    site_spread: float = Field(default=1.0, ge=0, le=100, description="spread of the sites' own intercepts; 0: none")
+    site: SiteSettings = SiteSettings()
 
 
 def small() -> MethodSettings:
@@ -100,7 +107,7 @@ def paper() -> MethodSettings:
         ),
         losses=LossSettings(rehearsal=0.0),
         training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
-        site_spread=0.0,
+        site=SiteSettings(intercept=0.0, regression=0.0),
     )
 
 

@@ -35,8 +35,8 @@ METHODS = (FEDERATED, LOCAL, POOLED_LOGISTIC, MAJORITY)
 NOTE = (
     "Local only: the better of the same network and logistic regression, trained at each hospital alone. Pooled "
     "logistic regression sees all hospitals' patients in one place, which they cannot have. Both are tuned by "
-    "cross-validation and then learn from training and validation patients; the federated model learns from training "
-    "patients only. Majority class: each hospital's own share of the classes."
+    "cross-validation and then learn from training and validation patients; the shared model learns from training "
+    "patients only, what each hospital adds to it from both. Majority class: each hospital's share of the classes."
 )
 Metric = Literal["accuracy", "auroc"]
 METRICS: tuple[Metric, ...] = ("accuracy", "auroc")

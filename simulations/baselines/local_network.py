@@ -24,12 +24,15 @@ LENGTHS = (1.0, 0.5, 0.25, 0.125)
 
 @dataclass(frozen=True)
 class NetworkJob:
-    """One training: at which hospital, which of its patients are for what, how, and who is then predicted."""
+    """One training: at which hospital, whose split changes to what, how, and who is then predicted.
+
+    These ``patients`` must be in the split ``test``: a site learns from all others, at the end from validation too.
+    """
 
     site: Path
     split_of: Mapping[str, str]
     settings: RunSettings
-    predict: str
+    patients: tuple[str, ...]
 
 
 def candidates(settings: RunSettings) -> list[RunSettings]:
@@ -46,7 +49,7 @@ def train_alone(job: NetworkJob) -> SitePredictions:
         shutil.copyfile(job.site.parent / "study.toml", study_folder / "study.toml")
         store = simulate(study_folder, Path(scratch) / "run", job.settings)
         data = read_site(site, load_study(study_folder / "study.toml"), ALL_SPLITS)
-        return bundle_predictions(site_bundle(store, site.name), data, job.predict)
+        return bundle_predictions(site_bundle(store, site.name), data).only(job.patients)
 
 
 def copy_with_splits(site: Path, copy: Path, split_of: Mapping[str, str]) -> None:

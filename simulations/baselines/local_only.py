@@ -62,8 +62,9 @@ class _Hospital:
         """One training per candidate and fold."""
         for candidate in candidates(settings):
             for held_out in self.folds:
-                split_of = dict.fromkeys(self.ids, "train") | {self.ids[place]: "validation" for place in held_out}
-                yield NetworkJob(self.folder, split_of, candidate, "validation")
+                patients = tuple(self.ids[place] for place in held_out)
+                split_of = dict.fromkeys(self.ids, "train") | dict.fromkeys(patients, "test")
+                yield NetworkJob(self.folder, split_of, candidate, patients)
 
 
 def local_only(
@@ -132,7 +133,7 @@ def _best(
     penalty, network = min(PENALTIES, key=losses.__getitem__), int(np.argmin(network_losses))
     if network_losses[network] < losses[penalty]:
         everyone = dict.fromkeys(hospital.ids, "train")
-        refitted = train_alone(NetworkJob(hospital.folder, everyone, candidates(settings)[network], "test"))
+        refitted = train_alone(NetworkJob(hospital.folder, everyone, candidates(settings)[network], data.ids["test"]))
         return refitted, "network"
     return predictions_for(data, logistic(x_BF, labels_B, new_BF, classes, penalty)), "logistic regression"
 

@@ -5,7 +5,7 @@ Shapes: B patients, Y classes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,11 @@ class SitePredictions:
     labels_B: IntArray
     probabilities_BY: FloatArray
 
+    def only(self, ids: Sequence[str]) -> SitePredictions:
+        """Some of these patients, in this order."""
+        places_B = np.array([self.ids.index(patient) for patient in ids], dtype=np.int64)
+        return SitePredictions(tuple(ids), self.labels_B[places_B], self.probabilities_BY[places_B])
+
 
 Predictions = Mapping[str, SitePredictions]
 """By hospital. Predictions of two methods pair up patient by patient."""
@@ -48,14 +53,14 @@ def read_sites(folders: Mapping[str, Path], study: Study) -> dict[str, SiteData]
     return {name: read_site(folder, study, ALL_SPLITS) for name, folder in folders.items()}
 
 
-def predictions_for(data: SiteData, probabilities_BY: FloatArray, split: str = "test") -> SitePredictions:
-    """Probabilities for a hospital's patients of a split, in file order."""
-    return SitePredictions(data.ids[split], labels_of(data, (split,)), probabilities_BY)
+def predictions_for(data: SiteData, probabilities_BY: FloatArray) -> SitePredictions:
+    """Probabilities for a hospital's test patients, in file order."""
+    return SitePredictions(data.ids["test"], labels_of(data, ("test",)), probabilities_BY)
 
 
-def bundle_predictions(bundle: Path, data: SiteData, split: str = "test") -> SitePredictions:
-    """What the model that a site keeps in its bundle says of a split. Raises CheckpointError without a bundle."""
-    return predictions_for(data, predict_cohort(read_bundle(bundle), data.cohorts[split]), split)
+def bundle_predictions(bundle: Path, data: SiteData) -> SitePredictions:
+    """What the bundle of a site says of its test patients. Raises CheckpointError without a bundle."""
+    return predictions_for(data, predict_cohort(read_bundle(bundle), data.cohorts["test"]))
 
 
 def labels_of(data: SiteData, splits: Iterable[str]) -> IntArray:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +14,15 @@ from client.prediction import predict_cohort
 from client.site import site_inputs
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.errors import CheckpointError
-from flexmoe_core.model import FlexMoe, build_model
+from flexmoe_core.model import build_model
+from flexmoe_core.site_effect import SiteEffect
 from tests.client.conftest import SiteFolder
 from tests.client.coordinator import coordinate, make_cpu_site
 
 
 @pytest.fixture
-def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, FlexMoe, BundleFacts]:
-    """A bundle's folder, and what was written into it: random weights, of a local encoder too."""
+def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, Bundle]:
+    """A bundle's folder, and what was written into it: random arrays, weights of a local encoder too."""
     coordinator = coordinate(site.study(), make_cpu_site(site.path, tmp_path / "state"))
     data, terms = site.read(), coordinator.terms
     inputs = site_inputs(terms, data)
@@ -34,34 +36,37 @@ def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, FlexMoe, BundleFact
         table=coordinator.table,
         inputs=inputs,
         prior=(0.25, 0.75),
-        intercept=(-0.5, 0.5),
         rounds=3,
         columns=dict(data.columns),
     )
-    write_bundle(tmp_path / "bundle", model, facts)
-    return tmp_path / "bundle", model, facts
+    draw = np.random.default_rng(5).normal
+    slopes = {one.name: draw(size=(one.features, 2)) for one in inputs}
+    effect = SiteEffect(model.modalities, 0.6, draw(size=2), draw(size=(len(model.modalities), 2)), slopes)
+    write_bundle(tmp_path / "bundle", model, effect, facts)
+    return tmp_path / "bundle", Bundle(facts, model, effect, "")
 
 
-def test_a_bundle_predicts_the_bits_of_the_model_in_memory(
-    site: SiteFolder, written: tuple[Path, FlexMoe, BundleFacts]
-) -> None:
-    folder, model, facts = written
+def test_a_bundle_predicts_the_bits_of_the_model_in_memory(site: SiteFolder, written: tuple[Path, Bundle]) -> None:
+    folder, kept = written
     bundle = read_bundle(folder)
-    assert bundle.facts == facts
+    assert bundle.facts == kept.facts
     for cohort in site.read().cohorts.values():
-        expected = predict_cohort(Bundle(facts, model, ""), cohort)
+        expected = predict_cohort(kept, cohort)
         assert predict_cohort(bundle, cohort).tobytes() == expected.tobytes()
 
 
-def test_the_digest_names_the_content(tmp_path: Path, written: tuple[Path, FlexMoe, BundleFacts]) -> None:
-    folder, model, facts = written
-    assert read_bundle(folder).digest == bundle_digest(folder) == write_bundle(tmp_path / "again", model, facts)
+def test_the_digest_names_the_content(tmp_path: Path, written: tuple[Path, Bundle]) -> None:
+    folder, kept = written
+    again = write_bundle(tmp_path / "again", kept.model, kept.effect, kept.facts)
+    assert read_bundle(folder).digest == bundle_digest(folder) == again
+    louder = replace(kept.effect, kept=0.7)
+    assert write_bundle(tmp_path / "louder", kept.model, louder, kept.facts) != again
     with torch.no_grad():
-        model.head.bias[0] += 1
-    assert write_bundle(tmp_path / "other", model, facts) != bundle_digest(folder)
+        kept.model.head.bias[0] += 1
+    assert write_bundle(tmp_path / "other", kept.model, kept.effect, kept.facts) != again
 
 
-def test_a_bundle_is_for_its_owner_alone(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+def test_a_bundle_is_for_its_owner_alone(written: tuple[Path, Bundle]) -> None:
     folder = written[0]
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert {stat.S_IMODE(file.stat().st_mode) for file in folder.iterdir()} == {0o600}
@@ -69,9 +74,7 @@ def test_a_bundle_is_for_its_owner_alone(written: tuple[Path, FlexMoe, BundleFac
 
 @pytest.mark.parametrize("name", ["model.json", "model.safetensors"])
 @pytest.mark.parametrize("change", ["missing", "empty", "truncated", "one bit"])
-def test_a_damaged_bundle_is_refused_by_name(
-    written: tuple[Path, FlexMoe, BundleFacts], name: str, change: str
-) -> None:
+def test_a_damaged_bundle_is_refused_by_name(written: tuple[Path, Bundle], name: str, change: str) -> None:
     file = written[0] / name
     data = bytearray(file.read_bytes())
     match change:
@@ -88,7 +91,7 @@ def test_a_damaged_bundle_is_refused_by_name(
         read_bundle(written[0])
 
 
-def test_facts_that_were_edited_are_refused(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+def test_facts_that_were_edited_are_refused(written: tuple[Path, Bundle]) -> None:
     """Another prior, or another scale of a column, would go unnoticed into every prediction."""
     file = written[0] / "model.json"
     sealed = json.loads(file.read_text())
@@ -98,24 +101,27 @@ def test_facts_that_were_edited_are_refused(written: tuple[Path, FlexMoe, Bundle
         read_bundle(written[0])
 
 
-def test_other_checkpoints_are_no_bundles(tmp_path: Path, written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+def test_other_checkpoints_are_no_bundles(tmp_path: Path, written: tuple[Path, Bundle]) -> None:
     write_checkpoint(tmp_path / "model", {"x": np.zeros(2)}, {"round": 1})
     with pytest.raises(CheckpointError, match=r"model\.json"):
         read_bundle(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
-def test_facts_or_weights_of_another_version_are_refused_in_words(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
-    folder, model, facts = written
-    write_bundle(folder, model, facts.model_copy(update={"prior": "even"}))
+def test_facts_or_weights_of_another_version_are_refused_in_words(written: tuple[Path, Bundle]) -> None:
+    folder, kept = written
+    model, effect, facts = kept.model, kept.effect, kept.facts
+    write_bundle(folder, model, effect, facts.model_copy(update={"prior": "even"}))
     with pytest.raises(CheckpointError, match="not a bundle of this version"):
         read_bundle(folder)
-    write_bundle(folder, model, facts.model_copy(update={"inputs": facts.inputs[:-1]}))
-    with pytest.raises(CheckpointError, match=r"weights of another model \(encoders\.scan-encoder"):
+    write_bundle(folder, model, effect, facts.model_copy(update={"inputs": facts.inputs[:-1]}))
+    with pytest.raises(
+        CheckpointError, match=r"arrays of another model \(effect/slopes/scan, encoders\.scan-encoder"
+    ):
         read_bundle(folder)
 
 
-def test_the_facts_can_be_read_without_us(written: tuple[Path, FlexMoe, BundleFacts]) -> None:
+def test_the_facts_can_be_read_without_us(written: tuple[Path, Bundle]) -> None:
     arrays, facts = read_checkpoint(written[0] / "model")
     assert facts["site"] == "cleveland"
     assert facts["columns"]["labs"][0]["unit"] == "mg/dl"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from client.bundle import Bundle, read_bundle
 from client.prediction import Predictor, predict_cohort
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.evaluation import predict
-from flexmoe_core.intercept import shift
+from flexmoe_core.site_effect import SiteEffect
 from tests.client.conftest import SiteFolder
 from tests.client.coordinator import RUN, coordinate, make_cpu_site
 
@@ -72,31 +73,36 @@ def test_a_patient_is_scored_as_at_the_finish(bundle: Bundle, site: SiteFolder) 
     cohort = site.read().cohorts["train"]
     specialized = bundle.facts.model_copy(update={"rounds": 2})
     generalist_BY = predict_cohort(bundle, cohort)
-    specialist_BY = predict_cohort(Bundle(specialized, bundle.model, ""), cohort)
+    specialist_BY = predict_cohort(Bundle(specialized, bundle.model, bundle.effect, ""), cohort)
     full_B = cohort.observed_BM.all(dim=1).numpy()
     np.testing.assert_array_equal(generalist_BY[full_B], specialist_BY[full_B])
     assert not np.array_equal(generalist_BY[~full_B], specialist_BY[~full_B])
 
 
 @pytest.mark.parametrize("intercept", [(0.0, 0.0), (-0.7, 0.7)])
-def test_the_intercept_joins_what_the_shared_model_says(bundle: Bundle, intercept: tuple[float, ...]) -> None:
-    facts, cohort = bundle.facts.model_copy(update={"intercept": intercept}), patients(bundle, 0, *range(1, 8))
-    found_BY = predict_cohort(Bundle(facts, bundle.model, ""), cohort)
+def test_the_effect_joins_what_the_shared_model_says(bundle: Bundle, intercept: tuple[float, ...]) -> None:
+    silent = {name: np.zeros_like(slopes_FY) for name, slopes_FY in bundle.effect.slopes_FY.items()}
+    lacking_MY = np.zeros_like(bundle.effect.lacking_MY)
+    effect = SiteEffect(bundle.model.modalities, 1.0, np.array(intercept), lacking_MY, silent)
+    facts, cohort = bundle.facts, patients(bundle, 0, *range(1, 8))
+    found_BY = predict_cohort(replace(bundle, effect=effect), cohort)
     seen = cohort.select(torch.arange(1, 8))
     shared_BY = predict(bundle.model, seen, facts.table, specialize=False).probabilities_BY
-    np.testing.assert_array_equal(found_BY[1:], shift(shared_BY, np.array(intercept)))
     odds_B = found_BY[1:, 1] / found_BY[1:, 0] / (shared_BY[:, 1] / shared_BY[:, 0])
     np.testing.assert_allclose(odds_B, np.exp(intercept[1] - intercept[0]))
     np.testing.assert_array_equal(found_BY[0], facts.prior)  # the prior is the site's already
 
 
 def test_a_site_scores_with_what_its_bundle_keeps(bundle: Bundle, site: SiteFolder) -> None:
-    of_bundle, training = Predictor.of_bundle(bundle), site.read().cohorts["train"]
-    spread = bundle.facts.terms.method.site_spread
-    fitted = Predictor.fitted(bundle.model, of_bundle.table, of_bundle.specialize, training, spread)
+    of_bundle, cohorts = Predictor.of_bundle(bundle), site.read().cohorts
+    settings = bundle.facts.terms.method.site
+    training, validation = cohorts["train"], cohorts["validation"]
+    fitted = Predictor.final(bundle.model, of_bundle.table, of_bundle.specialize, training, validation, settings)
     np.testing.assert_array_equal(fitted.prior_Y, of_bundle.prior_Y)
-    np.testing.assert_array_equal(fitted.intercept_Y, of_bundle.intercept_Y)
-    assert fitted.intercept_Y.any()
+    for name, array in fitted.effect.to_arrays().items():
+        np.testing.assert_array_equal(of_bundle.effect.to_arrays()[name], array)
+    assert 0 < fitted.effect.kept < 1
+    assert fitted.effect.intercept_Y.any()
     cohort = patients(bundle, 0, 7)
     np.testing.assert_array_equal(fitted(cohort).probabilities_BY, predict_cohort(bundle, cohort))
     np.testing.assert_allclose(fitted(cohort).gates_BE.sum(axis=1), [0, 1], rtol=1e-6)

@@ -14,9 +14,10 @@ from flexmoe_core.checkpoint import read_checkpoint
 from flexmoe_core.errors import CheckpointError, MessageError
 from flexmoe_core.evaluation import Predictions, predict, score_cells
 from flexmoe_core.groups import Group
-from flexmoe_core.intercept import fit_intercept
 from flexmoe_core.messages import FinishReply, HandshakeReply, TrainReply, decode
 from flexmoe_core.naming import under_prefix
+from flexmoe_core.settings import SiteSettings
+from flexmoe_core.site_effect import fit_effect
 from tests.client.conftest import SiteFolder
 from tests.client.coordinator import METHOD, RUN, Arrays, Coordinator, coordinate, make_cpu_site
 
@@ -234,58 +235,88 @@ def finished(hospital: Site, coordinator: Coordinator, rounds: int = 2) -> tuple
     return hospital.finish(coordinator.finish(rounds)), read_bundle(hospital.state / RUN / "bundle")
 
 
-def test_the_bundle_has_the_intercept_of_the_final_model_on_training_patients(
+def test_the_bundle_has_the_effect_of_the_final_model_on_training_and_validation_patients(
     site: SiteFolder, hospital: Site, coordinator: Coordinator
 ) -> None:
-    facts, model = (bundle := finished(hospital, coordinator)[1]).facts, bundle.model
-    cohort = site.read().cohorts["train"]
-    shared_BY = predict(model, cohort, facts.table, specialize=True).probabilities_BY
-    expected_Y = fit_intercept(shared_BY, cohort.labels_B.numpy(), METHOD.site_spread)
-    np.testing.assert_array_equal(facts.intercept, expected_Y)
-    assert expected_Y.any()
+    bundle = finished(hospital, coordinator)[1]
+    cohorts = site.read().cohorts
+    training, validation = (
+        (predict(bundle.model, cohort, bundle.facts.table, specialize=True).probabilities_BY, cohort)
+        for cohort in (cohorts["train"], cohorts["validation"])
+    )
+    expected = fit_effect(bundle.model.modalities, training, validation, METHOD.site).to_arrays()
+    found = bundle.effect.to_arrays()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
+    assert 0 < bundle.effect.kept < 1
+
+
+def test_the_final_validation_score_knows_nothing_of_validation_labels(
+    site: SiteFolder, coordinator: Coordinator, tmp_path: Path
+) -> None:
+    """Another label of the validation patient moves the test patients' probabilities, not its own."""
+    told = []
+    for label in ("absent", "present"):
+        site.edit("patients.csv", "p3,absent,validation", f"p3,{label},validation")
+        own = make_cpu_site(site.path, tmp_path / label)
+        arrays = decode(finished(own, coordinator)[0], FinishReply)[1]
+        told.append({split: probability_bins(arrays, split) for split in ("validation", "test")})
+    np.testing.assert_array_equal(told[0]["validation"], told[1]["validation"])
+    assert not np.array_equal(told[0]["test"], told[1]["test"])
+
+
+def probability_bins(arrays: Arrays, split: str) -> np.ndarray:
+    """(Y, G): patients by the bin of each class's probability, whatever they have."""
+    histograms = [value for name, value in under_prefix(split, arrays).items() if name.endswith("histogram_Y2G")]
+    bins_YG: np.ndarray = np.sum(histograms, axis=(0, 2))
+    return bins_YG
 
 
 @pytest.mark.parametrize("rounds", [1, 2])
-def test_scores_are_those_of_the_bundle_with_its_intercept(
+def test_scores_are_those_of_the_bundle_with_its_effect(
     site: SiteFolder, hospital: Site, coordinator: Coordinator, rounds: int
 ) -> None:
     site.edit("labs.csv", "x,350,p1", "x,350,p1\nx,250,p6")  # without any modality p6 would get the prior
     answer, bundle = finished(hospital, coordinator, rounds)
-    arrays = decode(answer, FinishReply)[1]
-    following = trained(hospital, coordinator.train(rounds + 1))
-    cohorts = site.read().cohorts
-    for split, told in (("validation", arrays), ("validation", following), ("test", arrays)):
-        cohort, scores = cohorts[split], under_prefix(split, told)
-        predictions = Predictions(predict_cohort(bundle, cohort), np.zeros((len(cohort), METHOD.model.experts)))
-        for mask, cell in score_cells(predictions, cohort, min_cell=1).items():
-            np.testing.assert_allclose(scores[f"{mask}/losses_fixed_2"], cell.scores.losses_fixed_2, rtol=1e-6)
+    cohort = site.read().cohorts["test"]
+    predictions = Predictions(predict_cohort(bundle, cohort), np.zeros((len(cohort), METHOD.model.experts)))
+    tested = under_prefix("test", decode(answer, FinishReply)[1])
+    for mask, cell in score_cells(predictions, cohort, min_cell=1).items():
+        np.testing.assert_allclose(tested[f"{mask}/losses_fixed_2"], cell.scores.losses_fixed_2, rtol=1e-6)
 
 
-def test_the_intercept_never_leaves_the_site(site: SiteFolder, tmp_path: Path) -> None:
+def test_rounds_score_validation_patients_as_the_finish_does(hospital: Site, coordinator: Coordinator) -> None:
+    """With the intercept of training patients alone, so that the curve ends where the finish says."""
+    answer, _ = finished(hospital, coordinator, rounds=2)
+    following = trained(hospital, coordinator.train(3))
+    assert_equal(under_prefix("validation", decode(answer, FinishReply)[1]), under_prefix("validation", following))
+
+
+def test_the_effect_never_leaves_the_site(site: SiteFolder, tmp_path: Path) -> None:
     names, updates = [], []
     for spread in (0.0, 1.0):
         hospital = make_cpu_site(site.path, tmp_path / f"state-{spread}")
-        method = METHOD.model_copy(update={"site_spread": spread})
+        method = METHOD.model_copy(update={"site": SiteSettings(intercept=spread, regression=spread)})
         coordinator = coordinate(site.study(), hospital, method=method)
         answers = [hospital.train(coordinator.train(round_number)) for round_number in (1, 2)]
         answers.append(hospital.finish(coordinator.finish(2)))
         told = [*(decode(answer, TrainReply)[1] for answer in answers[:2]), decode(answers[2], FinishReply)[1]]
         names.append([set(arrays) for arrays in told])
         updates.append({name: value for name, value in told[1].items() if not name.startswith("validation")})
-        intercept = read_bundle(hospital.state / RUN / "bundle").facts.intercept
-        assert any(intercept) == (spread > 0)
-        for value in filter(None, intercept):
-            for stated in (np.float64(value).tobytes(), np.float32(value).tobytes(), repr(value).encode()):
+        effect = read_bundle(hospital.state / RUN / "bundle").effect.to_arrays()
+        del effect["kept"]  # a round number like one half may stand anywhere
+        values = np.concatenate([array.ravel() for array in effect.values()])
+        assert values.any() == (spread > 0)
+        for value in values[values != 0]:
+            for stated in (np.float64(value).tobytes(), np.float32(value).tobytes(), repr(float(value)).encode()):
                 assert not any(stated in answer for answer in answers)
     assert names[0] == names[1]
     assert_equal(*updates)
 
 
-def test_a_site_of_one_class_has_a_finite_intercept(site: SiteFolder, hospital: Site) -> None:
+def test_a_site_of_one_class_has_a_finite_effect(site: SiteFolder, hospital: Site) -> None:
     site.edit("patients.csv", "p1,absent,train", "p1,present,train")
     answer, bundle = finished(hospital, coordinate(site.study(), hospital))
-    absent, present = bundle.facts.intercept
     assert bundle.facts.prior == (0, 1)
-    assert 0 < present < np.inf
-    assert absent == pytest.approx(-present)
+    assert all(np.isfinite(value).all() for value in bundle.effect.to_arrays().values())
     assert all(np.isfinite(value).all() for value in decode(answer, FinishReply)[1].values())

@@ -175,7 +175,8 @@ def test_every_number_has_a_lower_bound(key: str) -> None:
         "method.training.batch_size=0",
         "method.curriculum.min_full=0",
         "method.losses.rehearsal=inf",
-        "method.site_spread=inf",
+        "method.site.intercept=inf",
+        "method.site.regression=-1",
     ],
 )
 def test_limits_that_make_no_sense_are_refused(override: str) -> None:
@@ -209,5 +210,5 @@ def test_settings_cannot_change_after_they_were_checked() -> None:
                 yield from models(value)
 
     found = list(models(RunSettings(method=MethodSettings())))
-    assert len(found) == 11
+    assert len(found) == 12
     assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in found)

@@ -27,16 +27,16 @@ class Oracle:
     def __call__(self, job: NetworkJob) -> SitePredictions:
         self.asked.append(job)
         data = read_site(job.site, load_study(job.site.parent / "study.toml"), ALL_SPLITS)
-        split_of = {patient: split for split in ALL_SPLITS for patient in data.ids[split]}
         label_of = {
             patient: int(label)
             for split in ALL_SPLITS
             for patient, label in zip(data.ids[split], data.cohorts[split].labels_B, strict=True)
         }
-        ids = tuple(patient for patient, split in (split_of | dict(job.split_of)).items() if split == job.predict)
-        labels_B = np.array([label_of[patient] for patient in ids])
+        labels_B = np.array([label_of[patient] for patient in job.patients])
         right_BY = np.eye(2)[labels_B]
-        return SitePredictions(ids, labels_B, self.probability * right_BY + (1 - self.probability) * (1 - right_BY))
+        return SitePredictions(
+            job.patients, labels_B, self.probability * right_BY + (1 - self.probability) * (1 - right_BY)
+        )
 
 
 def chosen_with(
@@ -60,14 +60,24 @@ def test_the_better_of_both_is_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_test_patients_decide_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     network = Oracle(0.99)
     chosen_with(monkeypatch, tmp_path, network)
-    held_out = [job for job in network.asked if job.predict == "validation"]
-    last = [job for job in network.asked if job.predict == "test"]
+    _, _, sites = prepared(tmp_path / "again")
+    tested = {patient for data in sites.values() for patient in data.ids["test"]}
+    held_out = [job for job in network.asked if not tested & set(job.patients)]
+    last = [job for job in network.asked if tested >= set(job.patients)]
     assert len(held_out) == 2 * len(candidates(tiny_settings())) * module.FOLDS
     assert len(last) == 2
     assert all(set(job.split_of.values()) == {"train"} for job in last)
-    _, _, sites = prepared(tmp_path / "again")
-    tested = {patient for data in sites.values() for patient in data.ids["test"]}
     assert not any(tested & set(job.split_of) for job in held_out)
+
+
+def test_nobody_learns_from_the_patients_that_are_held_out(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Held-out patients that a site took for validation patients would teach it."""
+    network = Oracle(0.99)
+    chosen_with(monkeypatch, tmp_path, network)
+    for job in network.asked:
+        learned = {patient for patient, split in job.split_of.items() if split != "test"}
+        assert learned
+        assert not learned & set(job.patients)
 
 
 def test_a_network_that_diverges_is_not_chosen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -93,9 +103,9 @@ def test_a_federation_of_one_trains_and_predicts_the_asked_patients(tmp_path: Pa
     _, folders, sites = prepared(tmp_path / "study", patients_per_site=100)
     data = sites["site-1"]
     everyone = dict.fromkeys((*data.ids["train"], *data.ids["validation"]), "train")
-    job = NetworkJob(folders["site-1"], everyone, candidates(tiny_settings())[0], "test")
+    job = NetworkJob(folders["site-1"], everyone, candidates(tiny_settings())[0], data.ids["test"][1:])
     first, again = train_alone(job), train_alone(job)
-    assert first.ids == data.ids["test"]
+    assert first.ids == data.ids["test"][1:]
     assert np.array_equal(first.probabilities_BY, again.probabilities_BY)
 
 
