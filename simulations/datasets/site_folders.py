@@ -3,49 +3,40 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import tomli_w
 
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import Study
+from simulations.datasets.modality_files import ModalityData, write_csv
 
 MIN_FULL = 8  # full-modality training patients from which a site declares that it has some
 
 
 @dataclass(frozen=True)
-class PooledTables:
+class PooledPatients:
     """The patients of every site of a study.
 
     ``patients`` has one row per patient, indexed by their ids, and the columns ``site``, ``split`` (train,
-    validation or test) and the study's label. ``tables[m]`` holds the values of modality m under the same index,
-    empty where nothing was measured; ``missing[m][column]`` are the values by which the files say "not measured"
-    other than by an empty cell.
+    validation or test) and the study's label. ``modalities[m]`` is what they have of modality m, under the same
+    index.
     """
 
     study: Study
     patients: pd.DataFrame
-    tables: Mapping[str, pd.DataFrame]
-    missing: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    modalities: Mapping[str, ModalityData]
 
     def observed(self) -> pd.DataFrame:
-        """Who has which modality: (patients, modalities) bool, true where any of its values was measured."""
-        return pd.DataFrame({name: self._observed_one(name) for name in self.study.modality_names})
-
-    def _observed_one(self, modality: str) -> pd.Series:
-        table = self.tables[modality]
-        measured = table.notna()
-        for column, values in self.missing.get(modality, {}).items():
-            measured[column] &= ~table[column].isin(values)
-        return measured.any(axis=1)
+        """Who has which modality: (patients, modalities) bool."""
+        return pd.DataFrame({name: self.modalities[name].observed() for name in self.study.modality_names})
 
 
-def write_site_folders(out: Path, pooled: PooledTables) -> None:
-    """Write ``out/study.toml`` and one folder per site with site.toml, patients.csv and a CSV per modality.
+def write_site_folders(out: Path, pooled: PooledPatients) -> None:
+    """Write ``out/study.toml`` and one folder per site with site.toml, patients.csv and a file per modality.
 
     ``out`` appears whole or not at all. InputError: it exists already and is not empty, or cannot be written.
     """
@@ -66,15 +57,14 @@ def write_site_folders(out: Path, pooled: PooledTables) -> None:
         raise InputError([Problem(str(out), "", what, "Name a folder that you may write to.")]) from error
 
 
-def _write_site(folder: Path, pooled: PooledTables, observed: pd.DataFrame, site: str) -> None:
+def _write_site(folder: Path, pooled: PooledPatients, observed: pd.DataFrame, site: str) -> None:
     folder.mkdir()
     patients = pooled.patients[pooled.patients["site"] == site]
-    _write_csv(folder / "patients.csv", patients[[pooled.study.label.name, "split"]])
+    write_csv(folder / "patients.csv", patients[[pooled.study.label.name, "split"]])
     entries = []
     for name in pooled.study.modality_names:
         if observed.loc[patients.index, name].any():
-            _write_csv(folder / f"{name}.csv", pooled.tables[name].loc[patients.index].dropna(how="all"))
-            entries.append(_modality_entry(name, pooled.missing.get(name, {})))
+            entries.append(pooled.modalities[name].write(folder, name, patients.index))
     training = patients.index[patients["split"] == "train"]
     public = {
         "patients": one_significant_figure(len(patients)),
@@ -85,21 +75,10 @@ def _write_site(folder: Path, pooled: PooledTables, observed: pd.DataFrame, site
     _write_text(folder / "site.toml", tomli_w.dumps(document))
 
 
-def _modality_entry(name: str, missing: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    entry: dict[str, Any] = {"name": name, "file": f"{name}.csv"}
-    if missing:
-        entry["columns"] = {column: {"column": column, "missing": list(values)} for column, values in missing.items()}
-    return entry
-
-
 def one_significant_figure(count: int) -> int:
     """The size that a site may tell: 303 patients are 300, 47 are 50."""
     unit = int(10 ** (len(str(count)) - 1))
     return (count + unit // 2) // unit * unit
-
-
-def _write_csv(path: Path, table: pd.DataFrame) -> None:
-    table.to_csv(path, index_label="patient", lineterminator="\n")
 
 
 def _write_text(path: Path, text: str) -> None:

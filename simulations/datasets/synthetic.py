@@ -16,7 +16,8 @@ from pydantic import Field
 from flexmoe_core.randomness import numpy_generator
 from flexmoe_core.study import MOST_MODALITIES, CategoricalColumn, Label, Modality, NumericColumn, Study
 from flexmoe_core.validation import FrozenModel, validate
-from simulations.datasets.site_folders import PooledTables, write_site_folders
+from simulations.datasets.modality_files import TabularData
+from simulations.datasets.site_folders import PooledPatients, write_site_folders
 from simulations.datasets.splits import draw_stratified, split_column
 
 TEST_SHARE = 0.3
@@ -71,7 +72,7 @@ def prepare_synthetic(
     write_site_folders(out, generate(validate(wanted, SyntheticFederation, "synthetic")))
 
 
-def generate(federation: SyntheticFederation) -> PooledTables:
+def generate(federation: SyntheticFederation) -> PooledPatients:
     """The same patients as ``prepare_synthetic`` writes, in memory.
 
     Each patient has one hidden standard-normal number per modality; the modality shows it noisily, and the class
@@ -87,8 +88,8 @@ def generate(federation: SyntheticFederation) -> PooledTables:
     score_B = hidden_BM.sum(axis=1) / np.sqrt(federation.modalities) + NOISE * generator.standard_normal(len(ids))
     bands_B = np.searchsorted(_band_limits(federation.classes, float(np.hypot(1, NOISE))), score_B)
     lacks_BM = _lacking(len(ids), federation.modalities, federation.missing, generator)
-    tables = {
-        name: _measure(hidden_B, generator).set_index(patient)[~lacks_B].reindex(patient)
+    modalities = {
+        name: TabularData(_measure(hidden_B, generator).set_index(patient)[~lacks_B].reindex(patient))
         for name, hidden_B, lacks_B in zip(study.modality_names, hidden_BM.T, lacks_BM.T, strict=True)
     }
 
@@ -96,7 +97,7 @@ def generate(federation: SyntheticFederation) -> PooledTables:
     patients = pd.DataFrame({"site": np.repeat(sites, federation.patients_per_site), "label": labels}, patient)
     test = draw_stratified(patients, TEST_SHARE, generator)
     split = split_column(patients, test, VALIDATION_SHARE, generator)
-    return PooledTables(study, patients.assign(split=split), tables)
+    return PooledPatients(study, patients.assign(split=split), modalities)
 
 
 def _measure(hidden_B: np.ndarray, generator: np.random.Generator) -> pd.DataFrame:

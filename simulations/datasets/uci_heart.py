@@ -16,7 +16,8 @@ from sklearn.model_selection import train_test_split
 
 from flexmoe_core.randomness import numpy_generator
 from flexmoe_core.study import load_study
-from simulations.datasets.site_folders import PooledTables, write_site_folders
+from simulations.datasets.modality_files import TabularData
+from simulations.datasets.site_folders import PooledPatients, write_site_folders
 from simulations.datasets.splits import draw_stratified, split_column
 
 Protocol = Literal["flamby", "all"]
@@ -43,7 +44,7 @@ def prepare_uci_heart(out: Path, protocol: Protocol, seed: int, validation: floa
     write_site_folders(out, load_uci_heart(protocol, seed, validation))
 
 
-def load_uci_heart(protocol: Protocol, seed: int, validation: float = 0.15) -> PooledTables:
+def load_uci_heart(protocol: Protocol, seed: int, validation: float = 0.15) -> PooledPatients:
     """The same patients, split and modalities as ``prepare_uci_heart`` writes, in memory."""
     table = read_table()
     study = load_study(DATA / "uci_heart.toml")
@@ -54,8 +55,13 @@ def load_uci_heart(protocol: Protocol, seed: int, validation: float = 0.15) -> P
     else:
         test = draw_stratified(patients, TEST_SHARE, numpy_generator(seed, "uci-heart", "test"))
     split = split_column(patients, test, validation, numpy_generator(seed, "uci-heart", "validation"))
-    tables = {modality.name: table[[column.name for column in modality.columns]] for modality in study.modalities}
-    return PooledTables(study, patients.assign(split=split), tables, MISSING)
+    modalities = {
+        modality.name: TabularData(
+            table[[column.name for column in modality.columns]], MISSING.get(modality.name, {})
+        )
+        for modality in study.modalities
+    }
+    return PooledPatients(study, patients.assign(split=split), modalities)
 
 
 def read_table() -> pd.DataFrame:

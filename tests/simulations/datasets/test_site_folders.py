@@ -7,11 +7,12 @@ import pytest
 from flexmoe_core.errors import InputError
 from flexmoe_core.study import Label, Modality, NumericColumn, Study, load_study
 from simulations.datasets import site_folders
-from simulations.datasets.site_folders import PooledTables, one_significant_figure, write_site_folders
+from simulations.datasets.modality_files import TabularData
+from simulations.datasets.site_folders import PooledPatients, one_significant_figure, write_site_folders
 from tests.simulations.datasets.folders import contents
 
 
-def pooled() -> PooledTables:
+def pooled() -> PooledPatients:
     """Sites ``east`` and ``west``; west has no scan but a sentinel in its column."""
     patients = pd.DataFrame(
         {"site": ["east", "east", "west"], "split": "train", "label": ["no", "yes", "no"]},
@@ -27,11 +28,11 @@ def pooled() -> PooledTables:
             for name in ("blood", "scan")
         ),
     )
-    tables = {
-        "blood": pd.DataFrame({"blood": [1.5, None, 2.0]}, patients.index),
-        "scan": pd.DataFrame({"scan": [3.0, 4.0, -2.0]}, patients.index),
+    modalities = {
+        "blood": TabularData(pd.DataFrame({"blood": [1.5, None, 2.0]}, patients.index)),
+        "scan": TabularData(pd.DataFrame({"scan": [3.0, 4.0, -2.0]}, patients.index), {"scan": [-2]}),
     }
-    return PooledTables(study, patients, tables, {"scan": {"scan": [-2]}})
+    return PooledPatients(study, patients, modalities)
 
 
 def test_a_declared_sentinel_is_no_observation() -> None:
@@ -86,7 +87,7 @@ def test_nothing_stays_behind_when_writing_fails(tmp_path: Path, monkeypatch: py
     def full_disk(path: Path, table: pd.DataFrame) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(site_folders, "_write_csv", full_disk)
+    monkeypatch.setattr(site_folders, "write_csv", full_disk)
     with pytest.raises(InputError, match="No space left"):
         write_site_folders(tmp_path / "out", pooled())
     assert list(tmp_path.iterdir()) == []

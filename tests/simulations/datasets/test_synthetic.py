@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from flexmoe_core.errors import InputError
 from flexmoe_core.study import NumericColumn, load_study
+from simulations.datasets.modality_files import TabularData
+from simulations.datasets.site_folders import PooledPatients
 from simulations.datasets.synthetic import SIGNALS, SyntheticFederation, generate, prepare_synthetic
 from tests.simulations.datasets.folders import contents
 
@@ -13,6 +16,12 @@ from tests.simulations.datasets.folders import contents
 def federation(**changes: float) -> SyntheticFederation:
     usual = {"sites": 3, "modalities": 4, "patients_per_site": 200, "classes": 2, "missing": 0.4, "seed": 0}
     return SyntheticFederation.model_validate(usual | changes)
+
+
+def table_of(pooled: PooledPatients, modality: str) -> pd.DataFrame:
+    data = pooled.modalities[modality]
+    assert isinstance(data, TabularData)
+    return data.table
 
 
 def test_patients_lack_modalities_at_the_rate_but_never_all() -> None:
@@ -36,7 +45,7 @@ def test_values_stand_within_the_declared_ranges_and_categories() -> None:
     pooled = generate(federation(patients_per_site=1000))
     for modality in pooled.study.modalities:
         for column in modality.columns:
-            values = pooled.tables[modality.name][column.name].dropna()
+            values = table_of(pooled, modality.name)[column.name].dropna()
             if isinstance(column, NumericColumn):
                 assert values.between(*column.range).all()
             else:
@@ -46,7 +55,7 @@ def test_values_stand_within_the_declared_ranges_and_categories() -> None:
 def test_each_modality_tells_something_and_all_together_most() -> None:
     pooled = generate(federation(missing=0.0, patients_per_site=400))
     labels = pooled.patients["label"]
-    inputs = [pooled.tables[name][list(SIGNALS)].to_numpy() for name in pooled.study.modality_names]
+    inputs = [table_of(pooled, name)[list(SIGNALS)].to_numpy() for name in pooled.study.modality_names]
     alone = [LogisticRegression().fit(values, labels).score(values, labels) for values in inputs]
     together = np.concatenate(inputs, axis=1)
     assert min(alone) > 0.6

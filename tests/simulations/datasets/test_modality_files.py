@@ -1,0 +1,29 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from simulations.datasets.modality_files import EmbeddingData, TabularData
+from tests.simulations.datasets.folders import contents
+
+PATIENTS = pd.Index(["p1", "p2", "p3"], name="patient")
+
+
+def test_a_table_has_a_line_for_who_has_a_cell_and_its_entry_names_the_sentinels(tmp_path: Path) -> None:
+    data = TabularData(pd.DataFrame({"dose": [1.5, -1.0, None]}, PATIENTS), {"dose": [-1]})
+    assert data.observed().tolist() == [True, False, False]
+    entry = data.write(tmp_path, "drug", PATIENTS)
+    columns = {"dose": {"column": "dose", "missing": [-1]}}
+    assert entry == {"name": "drug", "file": "drug.csv", "columns": columns}
+    assert contents(tmp_path) == {"drug.csv": b"patient,dose\np1,1.5\np2,-1.0\n"}
+
+
+def test_vectors_are_written_for_those_of_the_patients_who_have_one(tmp_path: Path) -> None:
+    data = EmbeddingData(pd.DataFrame([[1.0, 2.0], [np.nan, np.nan], [5.0, 6.0]], PATIENTS))
+    assert data.observed().tolist() == [True, False, True]
+    assert data.write(tmp_path, "scan", PATIENTS[1:]) == {"name": "scan", "file": "scan.npz"}
+    with np.load(tmp_path / "scan.npz", allow_pickle=False) as arrays:
+        assert arrays["ids"].tolist() == ["p3"]
+        assert arrays["ids"].dtype.kind == "U"
+        assert arrays["values"].dtype == np.float32
+        assert arrays["values"].tolist() == [[5.0, 6.0]]
