@@ -5,16 +5,18 @@ Shapes: B patients, Y classes, E experts, C combinations.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from flexmoe_core.cells import merge_small_cells
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError
+from flexmoe_core.mixture import ExpertUse
 from flexmoe_core.model import FlexMoe
 from flexmoe_core.naming import under_prefix, with_prefix
 from flexmoe_core.scores import Scores
@@ -26,7 +28,10 @@ GATES = "gates"
 
 @dataclass(frozen=True)
 class Predictions:
-    """``probabilities_BY`` and, averaged over sparse layers, each patient's mean gate per expert ``gates_BE``."""
+    """``probabilities_BY`` and, averaged over sparse layers, each patient's mean gate per expert ``gates_BE``.
+
+    A model without experts has E = 0.
+    """
 
     probabilities_BY: np.ndarray
     gates_BE: np.ndarray
@@ -51,8 +56,15 @@ def predict(model: FlexMoe, cohort: Cohort, table: CombinationTable, *, speciali
     for index_B in torch.arange(len(cohort), device=cohort.labels_B.device).split(BATCH_SIZE):
         output = model(cohort.select(index_B), placement.select(index_B), specialize=specialize)
         probabilities.append(output.logits_BY.double().softmax(dim=1).cpu())
-        gates.append(torch.stack([use.gates_BE for use in output.use]).double().mean(dim=0).cpu())
+        gates.append(_mean_gates(output.use, len(index_B)))
     return Predictions(torch.cat(probabilities).numpy(), torch.cat(gates).numpy())
+
+
+def _mean_gates(layers: Sequence[ExpertUse], patients: int) -> Tensor:
+    """(B, E) float64 on the CPU."""
+    if not layers:
+        return torch.zeros(patients, 0, dtype=torch.float64)
+    return torch.stack([use.gates_BE for use in layers]).double().mean(dim=0).cpu()
 
 
 def score_cells(predictions: Predictions, cohort: Cohort, min_cell: int) -> dict[int | None, CellResult]:

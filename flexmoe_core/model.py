@@ -85,7 +85,9 @@ class FlexMoe(nn.Module):
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
-        """Positions of the layers that hold experts."""
+        """Positions of the layers that hold experts; none where every feed-forward is dense."""
+        if not self.settings.routed_experts:
+            return ()
         return tuple(layer for layer in range(len(self.layers)) if is_sparse(layer))
 
     def forward(

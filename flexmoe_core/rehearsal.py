@@ -21,7 +21,7 @@ from flexmoe_core.groups import Group, group_of
 from flexmoe_core.model import FlexMoe
 
 CHANCE = 0.5
-"""With which each modality is hidden."""
+"""With which each modality is hidden in rehearsal."""
 
 
 @dataclass(frozen=True)
@@ -45,27 +45,31 @@ def rehearse(
 
     ``hiding`` is a CPU generator, ``noise`` one on the model's device.
     """
-    hidden = hide_modalities(batch, hiding)
+    hidden = hide_modalities(batch, CHANCE, hiding)
     placement = table.place(hidden.masks_B)
     held = {
         name: value if group_of(name) is Group.BANK else value.detach() for name, value in model.named_parameters()
     }
     output = functional_call(model, held, (hidden, placement), {"specialize": specialize, "generator": noise})
-    slots_BM = placement.slots_BM
     return Rehearsal(
         loss=cross_entropy(output.logits_BY, batch.labels_B),
         lacking_M=(~hidden.observed_BM).sum(dim=0).double().cpu(),
-        slots_S=torch.bincount(slots_BM[slots_BM >= 0], minlength=model.bank.slots).double().cpu(),
+        slots_S=count_slots(placement.slots_BM, model.bank.slots),
     )
 
 
-def hide_modalities(cohort: Cohort, generator: torch.Generator) -> Cohort:
-    """The same patients, each modality hidden with chance one half, but one of each patient's always kept.
+def count_slots(slots_BM: Tensor, slots: int) -> Tensor:
+    """(S,) float64: the patients who use each of the bank's rows; a bank without rows has none to count."""
+    return torch.bincount(slots_BM[slots_BM >= 0], minlength=slots)[:slots].double().cpu()
+
+
+def hide_modalities(cohort: Cohort, chance: float, generator: torch.Generator) -> Cohort:
+    """The same patients, each modality hidden with the given chance, but one of each patient's always kept.
 
     ``generator`` is a CPU generator; the inputs are not copied.
     """
     observed_BM = cohort.observed_BM.cpu()
     lots_BM = torch.rand(observed_BM.shape, generator=generator).masked_fill(~observed_BM, -1.0)
     kept_BM = torch.zeros_like(observed_BM).scatter(1, lots_BM.argmax(dim=1, keepdim=True), True)
-    shown_BM = observed_BM & ((lots_BM >= CHANCE) | kept_BM)
+    shown_BM = observed_BM & ((lots_BM >= chance) | kept_BM)
     return replace(cohort, observed_BM=shown_BM.to(cohort.observed_BM.device))

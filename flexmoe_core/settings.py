@@ -27,8 +27,16 @@ class ModelSettings(FrozenModel):
     encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
     output_scale: float = Field(default=0.1, gt=0, le=1, description="initial size of what branches and head add")
     final_norm: bool = Field(default=False, description="normalize tokens before the head")
+    feed_forward: Literal["mixture", "dense"] = Field(
+        default="mixture", description="dense: one network of the width of all active experts for every token"
+    )
     specialization: Literal["pinned", "learned"] = "pinned"
     bank: Literal["table", "zero"] = "table"
+
+    @property
+    def routed_experts(self) -> int:
+        """Experts that tokens choose from in a sparse layer; 0 where no layer is sparse."""
+        return self.experts if self.feed_forward == "mixture" else 0
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -56,6 +64,9 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
+    modality_dropout: float = Field(
+        default=0.0, ge=0, lt=1, description="chance to hide each observed modality from the whole model"
+    )
 
 
 class CurriculumSettings(FrozenModel):

@@ -19,7 +19,7 @@ from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
 from flexmoe_core.groups import Group, Support, group_of
 from flexmoe_core.model import FlexMoe, Output
 from flexmoe_core.randomness import torch_generator
-from flexmoe_core.rehearsal import Rehearsal, rehearse
+from flexmoe_core.rehearsal import Rehearsal, count_slots, hide_modalities, rehearse
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
 
 
@@ -43,10 +43,13 @@ def train_round(
 ) -> TrainingResult:
     """Train the model in place on one site's patients (at least one).
 
-    Shuffling, hiding, dropout and gate noise come from generators of (seed, site, round) alone.
+    Shuffling, hiding, dropout and gate noise come from generators of (seed, site, round) alone. With modality
+    dropout a patient who hides something is placed and counted as one who lacks it, but teaches experts or not
+    by what is truly there.
     """
     shuffling = torch_generator(seed, site, round_number, "shuffling")
     hiding = torch_generator(seed, site, round_number, "hiding")
+    dropping = torch_generator(seed, site, round_number, "modality dropout")
     noise = torch_generator(seed, site, round_number, "noise", device=cohort.labels_B.device)
     placement, specialize = table.place(cohort.masks_B), plan.stage is Stage.SPECIALIZE
     teaches_B = teachers(placement, plan.stage, settings.curriculum)
@@ -57,11 +60,15 @@ def train_round(
         ordered = plan.ordered and epoch == 0
         for cpu_index_B in batches(cohort.observed_BM, settings.training.batch_size, ordered, shuffling):
             index_B = cpu_index_B.to(cohort.labels_B.device)
-            batch, places = cohort.select(index_B), placement.select(index_B)
+            batch = cohort.select(index_B)
+            shown, places = batch, placement.select(index_B)
+            if settings.training.modality_dropout > 0:
+                shown = hide_modalities(batch, settings.training.modality_dropout, dropping)
+                places = table.place(shown.masks_B)
             taught_B = None if teaches_B is None else teaches_B[index_B]
-            output = model(batch, places, specialize=specialize, teaches_experts_B=taught_B, generator=noise)
+            output = model(shown, places, specialize=specialize, teaches_experts_B=taught_B, generator=noise)
             objective = total(output, batch.labels_B, settings.losses)
-            tally.add(output, taught_B, objective, len(batch))
+            tally.add(shown, places, output, taught_B, objective)
             if settings.losses.rehearsal > 0 and model.bank.learns:
                 rehearsal = rehearse(model, batch, table, specialize, hiding, noise)
                 objective = objective + settings.losses.rehearsal * rehearsal.loss
@@ -72,29 +79,33 @@ def train_round(
     loss = tally.loss / (len(cohort) * settings.training.epochs)
     if settings.training.optimizer == "sgd":
         return TrainingResult(support_of_sgd(len(cohort), model, taught), loss)
-    return TrainingResult(support_of_epoch(cohort, placement, plan.stage, tally, settings.training.epochs), loss)
+    return TrainingResult(support_of_epoch(len(cohort), plan.stage, tally, settings.training.epochs), loss)
 
 
 class Tally:
     """What the steps of a round add up to; float64 on the CPU, in units of patients."""
 
     def __init__(self, model: FlexMoe) -> None:
-        self.loss = 0.0
+        self.loss, self.incomplete = 0.0, 0.0
+        self.observed_M, self.lacking_M = (torch.zeros(len(model.modalities), dtype=torch.float64) for _ in range(2))
+        self.slots_S = torch.zeros(model.bank.slots, dtype=torch.float64)
         self.routed_LE = torch.zeros(len(model.sparse_layers), model.settings.experts, dtype=torch.float64)
-        self.rehearsed_M = torch.zeros(len(model.modalities), dtype=torch.float64)
-        self.rehearsed_S = torch.zeros(model.bank.slots, dtype=torch.float64)
 
-    def add(self, output: Output, teaches_B: Tensor | None, loss: Tensor, patients: int) -> None:
-        """Count a step: its loss, and the routed tokens of patients who teach the experts."""
-        self.loss += float(loss.detach()) * patients
+    def add(self, shown: Cohort, places: Placement, output: Output, teaches_B: Tensor | None, loss: Tensor) -> None:
+        """Count a step: its loss, who showed and lacked what, and the routed tokens of who teaches the experts."""
+        self.loss += float(loss.detach()) * len(shown)
+        self.incomplete += float((~places.full_B).sum())
+        self.observed_M += shown.observed_BM.sum(dim=0).double().cpu()
+        self.lacking_M += (~shown.observed_BM).sum(dim=0).double().cpu()
+        self.slots_S += count_slots(places.slots_BM, len(self.slots_S))
         for layer, use in enumerate(output.use):
             routed_BE = use.routed_BE if teaches_B is None else use.routed_BE * teaches_B[:, None]
             self.routed_LE[layer] += routed_BE.sum(dim=0).double().cpu()
 
     def add_rehearsal(self, rehearsal: Rehearsal) -> None:
         """Count who used which token of the bank while hiding modalities."""
-        self.rehearsed_M += rehearsal.lacking_M
-        self.rehearsed_S += rehearsal.slots_S
+        self.lacking_M += rehearsal.lacking_M
+        self.slots_S += rehearsal.slots_S
 
 
 def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
@@ -103,22 +114,19 @@ def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
     return task + settings.balance * output.losses.balance + settings.specialization * output.losses.specialization
 
 
-def support_of_epoch(cohort: Cohort, placement: Placement, stage: Stage, tally: Tally, epochs: int) -> Support:
+def support_of_epoch(patients: int, stage: Stage, tally: Tally, epochs: int) -> Support:
     """Count the patients behind each part of the model in an average epoch, which sees everybody once.
 
     A token of the bank counts who lacked the modality and who hid it.
     """
-    slots_BM = placement.slots_BM
-    used_S = torch.bincount(slots_BM[slots_BM >= 0], minlength=len(tally.rehearsed_S)).double().cpu()
-    lacking_M = (~cohort.observed_BM).sum(dim=0).double().cpu()
-    incomplete = float((~placement.full_B).sum())
+    incomplete = tally.incomplete / epochs
     return Support(
-        patients=float(len(cohort)),
+        patients=float(patients),
         incomplete=incomplete,
         specialized=incomplete if stage is Stage.SPECIALIZE else 0.0,
-        modality_M=cohort.observed_BM.sum(dim=0).double().cpu().numpy(),
-        lacking_M=(lacking_M + tally.rehearsed_M / epochs).numpy(),
-        slots_S=(used_S[: len(tally.rehearsed_S)] + tally.rehearsed_S / epochs).numpy(),
+        modality_M=(tally.observed_M / epochs).numpy(),
+        lacking_M=(tally.lacking_M / epochs).numpy(),
+        slots_S=(tally.slots_S / epochs).numpy(),
         experts_LE=(tally.routed_LE / epochs).numpy(),
     )
 

@@ -56,8 +56,10 @@ class TrunkLayer(nn.Module):
         self.attention_norm = nn.LayerNorm(settings.width)
         self.attention = Attention(settings.width, settings.heads)
         self.feed_forward_norm = nn.LayerNorm(settings.width)
-        self.mixture = Mixture(settings, generator) if sparse else None
-        self.dense = None if sparse else DenseFeedForward(settings.width, settings.expert_width, self.rate)
+        mixed = sparse and settings.routed_experts > 0
+        self.mixture = Mixture(settings, generator) if mixed else None
+        hidden = settings.expert_width * (settings.active_experts if sparse else 1)
+        self.dense = None if mixed else DenseFeedForward(settings.width, hidden, self.rate)
 
     def forward(
         self, x_BND: Tensor, plan: RoutingPlan, generator: torch.Generator | None

@@ -87,7 +87,7 @@ def read_cells(split: str, arrays: Mapping[str, np.ndarray], terms: Terms) -> Ce
     return cells_from_arrays(
         under_prefix(split, arrays),
         len(terms.study.label.classes),
-        terms.method.model.experts,
+        terms.method.model.routed_experts,
         terms.study.full_mask,
     )
 

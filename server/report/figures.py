@@ -108,9 +108,9 @@ def coverage_figure(run: FinishedRun) -> Markup | None:
 
 
 def routing_figure(run: FinishedRun) -> Markup | None:
-    """Mean gate of each expert by combination of test patients; None without test patients."""
+    """Mean gate of each expert by combination of test patients; None without test patients or experts."""
     cells = {mask: cell for mask, cell in run.test_combinations.items() if cell.scores.n}
-    experts = run.settings.method.model.experts
+    experts = run.settings.method.model.routed_experts
     rows = []
     chosen = _largest({mask: cell.scores.n for mask, cell in cells.items()})
     for mask, cell in cells.items():
@@ -119,7 +119,7 @@ def routing_figure(run: FinishedRun) -> Markup | None:
         gates = tuple(float(gate) / cell.scores.n for gate in cell.gates_E)
         marked = None if mask is None else _own_expert(run, mask)
         rows.append(HeatRow(combination_title(run, mask), f"{cell.scores.n:,}", gates, mask, marked))
-    if not rows:
+    if not rows or not experts:
         return None
     told = []
     for row in rows:

@@ -137,5 +137,5 @@ _TEXT_FILES = ("study.toml", "config.toml", "history.jsonl")
 
 
 def _cells(prefix: str, arrays: Mapping[str, np.ndarray], study: Study, settings: RunSettings) -> Cells:
-    experts = settings.method.model.experts
+    experts = settings.method.model.routed_experts
     return cells_from_arrays(under_prefix(prefix, arrays), len(study.label.classes), experts, study.full_mask)

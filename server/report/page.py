@@ -101,6 +101,7 @@ def page_content(run: FinishedRun, comparison: Comparison | None) -> dict[str, A
         "calibration": {metric: tables.estimate_cell(found.pooled.estimates[metric]) for metric in ("ece", "brier")},
         "aggregated": sum(row.aggregated for row in run.history),
         "stages": records.stage_lengths(run),
+        "has_experts": run.settings.method.model.routed_experts > 0,
         "bytes_up": records.size(sum(row.bytes_up for row in run.history)),
         "bytes_down": records.size(sum(row.bytes_down for row in run.history)),
         "time": records.duration(sum(row.seconds for row in run.history)),

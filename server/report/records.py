@@ -59,15 +59,16 @@ def cohort_table(run: FinishedRun) -> Table:
 
 def combinations_table(run: FinishedRun) -> Table:
     """The federation's combinations: their expert, and training patients where a hospital announced them."""
-    columns = [Column("Combination", is_number=False), Column("Expert"), Column("Hospitals"), Column("All")]
-    columns += [Column(site) for site in run.sites]
+    has_experts = run.settings.method.model.routed_experts > 0
+    titles = [*(["Expert"] if has_experts else []), "Hospitals", "All", *run.sites]
+    columns = [Column("Combination", is_number=False), *map(Column, titles)]
     announced = {site: reply.announced for site, reply in run.facts.participants.items()}
     rows = []
     for mask, expert in zip(run.table.masks, run.table.experts, strict=True):
         counts = [announced.get(site, {}).get(mask) for site in run.sites]
         known = [count for count in counts if count is not None]
-        name = Cell(combination_title(run, mask))
-        rows.append((name, Cell(str(expert)), _count(len(known)), _count(sum(known)), *map(_count, counts)))
+        first = [Cell(combination_title(run, mask)), *([Cell(str(expert))] if has_experts else [])]
+        rows.append((*first, _count(len(known)), _count(sum(known)), *map(_count, counts)))
     return Table("Announced training patients by combination and hospital", tuple(columns), tuple(rows))
 
 

@@ -177,3 +177,11 @@ def test_damaged_arrays_are_read_or_refused(data: st.DataObject) -> None:
 
 
 ARRAYS = cells_to_arrays(cells())
+
+
+def test_a_model_without_experts_has_scores_and_no_gates() -> None:
+    model = random_model(TABLE, classes=CLASSES, feed_forward="dense")
+    found = score_cells(predict(model, COHORT, TABLE, specialize=True), COHORT, min_cell=1)
+    assert sum(cell.scores.n for cell in found.values()) == len(COHORT)
+    assert {cell.gates_E.shape for cell in found.values()} == {(0,)}
+    assert cells_from_arrays(cells_to_arrays(found), CLASSES, 0, TABLE.full_mask).keys() == found.keys()

@@ -57,7 +57,7 @@ def test_a_step_with_rehearsal_moves_the_rest_of_the_model_to_the_same_bits() ->
 
 def test_the_loss_is_the_task_loss_of_the_patients_who_hide() -> None:
     model, cohort = random_model(TABLE), random_cohort(MASKS, MODALITIES)
-    hidden = hide_modalities(cohort, generator(3))
+    hidden = hide_modalities(cohort, 0.5, generator(3))
     output = model(hidden, TABLE.place(hidden.masks_B), specialize=True, generator=generator(4))
     chosen_B = output.logits_BY.softmax(dim=1)[torch.arange(len(cohort)), cohort.labels_B]
     found = rehearsed(model, cohort)
@@ -91,8 +91,8 @@ def test_what_nobody_lacks_is_learned_from_who_hides_it() -> None:
 def test_the_support_of_a_token_is_who_lacked_and_who_hid(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
     kept: list[Cohort] = []
 
-    def record(cohort: Cohort, draws: torch.Generator) -> Cohort:
-        kept.append(hide_modalities(cohort, draws))
+    def record(cohort: Cohort, chance: float, draws: torch.Generator) -> Cohort:
+        kept.append(hide_modalities(cohort, chance, draws))
         return kept[-1]
 
     monkeypatch.setattr("flexmoe_core.rehearsal.hide_modalities", record)
@@ -123,29 +123,30 @@ def test_zero_fill_does_not_rehearse(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
 
 
+@pytest.mark.parametrize("chance", [0.2, 0.5])
 @pytest.mark.parametrize("mask", range(1, 8))
-def test_each_modality_is_hidden_with_chance_one_half_but_one_is_kept(mask: int) -> None:
+def test_each_modality_is_hidden_with_the_given_chance_but_one_is_kept(mask: int, chance: float) -> None:
     count, has = 20000, mask.bit_count()
     cohort = random_cohort([mask] * count, MODALITIES)
-    shown_BM = hide_modalities(cohort, generator(5)).observed_BM
+    shown_BM = hide_modalities(cohort, chance, generator(5)).observed_BM
     assert shown_BM.any(dim=1).all()
     assert not (shown_BM & ~cohort.observed_BM).any()
-    # Whoever would hide everything, with chance 2^-k, shows one of the k after all.
-    expected = (0.5 + 0.5**has / has) * cohort.observed_BM[0].double()
+    # Whoever would hide everything shows one of the k after all.
+    expected = (1 - chance + chance**has / has) * cohort.observed_BM[0].double()
     torch.testing.assert_close(shown_BM.double().mean(dim=0), expected, rtol=0, atol=0.015)
     combinations = set(Cohort({}, shown_BM, cohort.labels_B).masks_B.tolist())
     assert combinations == {part for part in range(1, 8) if part & ~mask == 0}
 
 
 def test_modalities_are_hidden_independently() -> None:
-    shown_BM = hide_modalities(random_cohort([0b11111111] * 20000, 8), generator(6)).observed_BM.double()
+    shown_BM = hide_modalities(random_cohort([0b11111111] * 20000, 8), 0.5, generator(6)).observed_BM.double()
     correlation_MM = torch.corrcoef(shown_BM.T) - torch.eye(8)
     assert correlation_MM.abs().max() < 0.04
 
 
 def test_the_generator_alone_decides_what_is_hidden() -> None:
     cohort, state = random_cohort(MASKS, MODALITIES), torch.random.get_rng_state()
-    first, again, other = (hide_modalities(cohort, generator(seed)).observed_BM for seed in (1, 1, 2))
+    first, again, other = (hide_modalities(cohort, 0.5, generator(seed)).observed_BM for seed in (1, 1, 2))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -154,7 +155,7 @@ def test_the_generator_alone_decides_what_is_hidden() -> None:
 def test_hiding_neither_copies_nor_alters_anything() -> None:
     cohort = random_cohort(MASKS, MODALITIES)
     before = {name: x_BF.clone() for name, x_BF in cohort.inputs.items()}, cohort.observed_BM.clone()
-    hidden = hide_modalities(cohort, generator())
+    hidden = hide_modalities(cohort, 0.5, generator())
     assert hidden.labels_B is cohort.labels_B
     for name, x_BF in cohort.inputs.items():
         assert hidden.inputs[name] is x_BF
@@ -165,7 +166,7 @@ def test_hiding_neither_copies_nor_alters_anything() -> None:
 
 def test_hidden_values_do_not_reach_the_loss() -> None:
     model, cohort = random_model(TABLE), random_cohort(COMPLETE, MODALITIES)
-    shown_BM = hide_modalities(cohort, generator(3)).observed_BM
+    shown_BM = hide_modalities(cohort, 0.5, generator(3)).observed_BM
     unread = {
         name: torch.where(shown_BM[:, m, None], x_BF, torch.nan)
         for m, (name, x_BF) in enumerate(cohort.inputs.items())
@@ -176,12 +177,12 @@ def test_hidden_values_do_not_reach_the_loss() -> None:
 
 def test_nobody_and_patients_without_any_modality_hide_nothing() -> None:
     nobody = random_cohort([], MODALITIES)
-    assert hide_modalities(nobody, generator()).observed_BM.shape == (0, MODALITIES)
+    assert hide_modalities(nobody, 0.5, generator()).observed_BM.shape == (0, MODALITIES)
     found = rehearsed(random_model(TABLE), nobody)
     assert found.lacking_M.tolist() == [0] * MODALITIES
     assert found.slots_S.tolist() == [0] * len(TABLE.slots)
     empty = random_cohort([0, 0], MODALITIES)
-    assert not hide_modalities(empty, generator()).observed_BM.any()
+    assert not hide_modalities(empty, 0.5, generator()).observed_BM.any()
 
 
 def test_a_table_without_rows_is_rehearsed_by_defaults_alone() -> None:

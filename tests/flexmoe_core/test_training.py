@@ -18,6 +18,7 @@ from flexmoe_core.curriculum import RoundPlan, Stage
 from flexmoe_core.groups import Group, group_of, shared_parameters, specs_of, support_of
 from flexmoe_core.model import FlexMoe
 from flexmoe_core.randomness import torch_generator
+from flexmoe_core.rehearsal import Rehearsal, hide_modalities, rehearse
 from flexmoe_core.settings import CurriculumSettings, LossSettings, MethodSettings, TrainingSettings
 from flexmoe_core.training import TrainingResult, build_optimizer, total, train_round
 from flexmoe_core.update import Update, build_update
@@ -288,3 +289,68 @@ def test_an_unseen_combination_can_be_trained_on() -> None:
     support = train(model, cohort, table=table).support
     assert support.slots_S.shape == (0,)
     assert support.experts_LE.sum() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("plan", [GENERALIZE, SPECIALIZE])
+def test_with_modality_dropout_who_hides_is_placed_and_counted_as_who_lacks(
+    monkeypatch: pytest.MonkeyPatch, plan: RoundPlan
+) -> None:
+    shown: list[Cohort] = []
+
+    def record(cohort: Cohort, chance: float, draws: torch.Generator) -> Cohort:
+        assert chance == 0.4
+        shown.append(hide_modalities(cohort, chance, draws))
+        return shown[-1]
+
+    monkeypatch.setattr(training, "hide_modalities", record)
+    settings = method(rehearsal=0.0, epochs=2, modality_dropout=0.4)
+    support = train(random_model(TABLE), random_cohort(MASKS, MODALITIES), plan, settings).support
+    observed_BM, masks_B = (torch.cat([getattr(one, name) for one in shown]) for name in ("observed_BM", "masks_B"))
+    slots_BM = TABLE.place(masks_B).slots_BM
+    incomplete = float((masks_B != 0b111).sum()) / 2
+    assert incomplete > MASKS.count(0b011) + MASKS.count(0b101) + MASKS.count(0b100)
+    assert (support.patients, support.incomplete) == (len(MASKS), incomplete)
+    assert support.specialized == (incomplete if plan is SPECIALIZE else 0)
+    assert support.modality_M.tolist() == (observed_BM.sum(dim=0) / 2).tolist()
+    assert support.lacking_M.tolist() == ((~observed_BM).sum(dim=0) / 2).tolist()
+    assert support.slots_S.tolist() == [float((slots_BM == slot).sum()) / 2 for slot in range(len(TABLE.slots))]
+    teaching = MASKS.count(0b111) if plan is GENERALIZE else len(MASKS)
+    assert support.experts_LE.sum() == pytest.approx(teaching)
+
+
+def test_modality_dropout_leaves_order_and_rehearsal_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rehearsed: list[list[Cohort]] = []
+
+    def record(
+        model: FlexMoe,
+        batch: Cohort,
+        table: CombinationTable,
+        specialize: bool,
+        hiding: torch.Generator,
+        noise: torch.Generator,
+    ) -> Rehearsal:
+        rehearsed[-1].append(batch)
+        return rehearse(model, batch, table, specialize, hiding, noise)
+
+    monkeypatch.setattr(training, "rehearse", record)
+    for chance in (0.0, 0.5):
+        rehearsed.append([])
+        train(random_model(TABLE), random_cohort(MASKS, MODALITIES), settings=method(modality_dropout=chance))
+    for plain, dropped in zip(*rehearsed, strict=True):
+        assert torch.equal(plain.labels_B, dropped.labels_B)
+        assert torch.equal(plain.observed_BM, dropped.observed_BM)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_model_without_experts_trains_as_a_whole_in_both_stages(optimizer: str) -> None:
+    changes: dict[str, Any] = {"feed_forward": "dense", "layers": 2}
+    for plan in (GENERALIZE, SPECIALIZE):
+        model = random_model(TABLE, **changes)
+        before = snapshot(model)
+        cohort = random_cohort([0b011] * 5 + [0b101] * 4, MODALITIES)
+        support = train(model, cohort, plan, method(changes, optimizer=optimizer)).support
+        assert not {group_of(name) for name in before} & set(TEACHING)
+        for name in shared_parameters(model, ()):
+            if name.startswith("layers."):
+                assert support_of(name, support, model).tolist() == [len(cohort)], name
+                assert not torch.equal(before[name], snapshot(model)[name]), name

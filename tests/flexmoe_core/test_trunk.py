@@ -14,8 +14,9 @@ PLAN = RoutingPlan(torch.tensor([0, 1, 2]), torch.tensor([False, True, True]), N
 SPARSE = pytest.mark.parametrize("sparse", [True, False])
 
 
-def random_layer(sparse: bool, dropout: float = 0.0) -> TrunkLayer:
-    layer = TrunkLayer(ModelSettings(**{**TINY, "dropout": dropout}), sparse, generator())
+def random_layer(sparse: bool, dropout: float = 0.0, feed_forward: str = "mixture") -> TrunkLayer:
+    settings = ModelSettings(**{**TINY, "dropout": dropout, "feed_forward": feed_forward})
+    layer = TrunkLayer(settings, sparse, generator())
     randomize(layer, seed=1)
     return layer
 
@@ -67,6 +68,13 @@ def test_dropout_is_drawn_from_the_given_generator_alone(sparse: bool) -> None:
     assert torch.equal(first, again)
     assert not torch.equal(first, layer(X_BND, PLAN, generator(4))[0])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@SPARSE
+def test_dense_feed_forwards_have_the_hidden_width_of_what_they_replace(sparse: bool) -> None:
+    dense = random_layer(sparse, feed_forward="dense").dense
+    assert dense is not None
+    assert dense.expand.out_features == TINY["expert_width"] * (TINY["active_experts"] if sparse else 1)
 
 
 def test_every_second_layer_is_sparse() -> None:
