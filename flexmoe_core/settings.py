@@ -31,7 +31,16 @@ class ModelSettings(FrozenModel):
         default="mixture", description="dense: one network of the width of all active experts for every token"
     )
     specialization: Literal["pinned", "learned"] = "pinned"
-    bank: Literal["table", "zero"] = "table"
+    router: Literal["shared", "modality"] = Field(default="shared", description="modality: a router for each")
+    balancing: Literal["loss", "bias"] = Field(
+        default="loss", description="bias: experts that few choose become easier to choose, and no loss balances them"
+    )
+    bank: Literal["table", "compositional", "zero"] = Field(
+        default="table", description="compositional: tokens add up over pairs of modalities, for many modalities"
+    )
+    pooling: Literal["concat", "attention"] = Field(
+        default="concat", description="attention: a head whose width does not depend on the modalities"
+    )
 
     @property
     def routed_experts(self) -> int:
@@ -50,7 +59,7 @@ class ModelSettings(FrozenModel):
 class LossSettings(FrozenModel, allow_inf_nan=False):
     """Weights of the losses beside the task's."""
 
-    balance: float = Field(default=0.01, ge=0)
+    balance: float = Field(default=0.01, ge=0, description="only with balancing by loss")
     specialization: float = Field(default=0.01, ge=0, description="only with learned specialization")
     rehearsal: float = Field(default=1.0, ge=0, description="task loss of hidden modalities, for the bank alone")
 
@@ -62,8 +71,15 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     learning_rate: float = Field(default=7e-4, gt=0)
     weight_decay: float = Field(default=1.0, ge=0)
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
+    bias_rate: float = Field(default=0.01, ge=0, description="step of an expert's bias, in logits, with balancing by bias")
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
+    precision: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of matrix products; router, losses and optimizer stay in float32"
+    )
+    accumulation: int = Field(
+        default=1, ge=1, description="parts in which the gradient of a batch is computed, to save memory"
+    )
     modality_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="chance to hide each observed modality from the whole model"
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -47,39 +48,117 @@ def train_round(
     dropout a patient who hides something is placed and counted as one who lacks it, but teaches experts or not
     by what is truly there.
     """
+    device = cohort.labels_B.device
     shuffling = torch_generator(seed, site, round_number, "shuffling")
-    hiding = torch_generator(seed, site, round_number, "hiding")
-    dropping = torch_generator(seed, site, round_number, "modality dropout")
-    noise = torch_generator(seed, site, round_number, "noise", device=cohort.labels_B.device)
+    draws = Draws(
+        hiding=torch_generator(seed, site, round_number, "hiding"),
+        dropping=torch_generator(seed, site, round_number, "modality dropout"),
+        noise=torch_generator(seed, site, round_number, "noise", device=device),
+    )
     placement, specialize = table.place(cohort.masks_B), plan.stage is Stage.SPECIALIZE
     teaches_B = teachers(placement, plan.stage, settings.curriculum)
     taught = teaches_B is None or bool(teaches_B.any())
-    optimizer = build_optimizer(model, settings.training, () if taught else (Group.EXPERTS, Group.ROUTER))
-    tally = Tally(model)
+    steps = Steps(model, table, settings, draws, specialize, frozen=() if taught else (Group.EXPERTS, Group.ROUTER))
     for epoch in range(settings.training.epochs):
         ordered = plan.ordered and epoch == 0
         for cpu_index_B in batches(cohort.observed_BM, settings.training.batch_size, ordered, shuffling):
-            index_B = cpu_index_B.to(cohort.labels_B.device)
-            batch = cohort.select(index_B)
-            shown, places = batch, placement.select(index_B)
-            if settings.training.modality_dropout > 0:
-                shown = hide_modalities(batch, settings.training.modality_dropout, dropping)
-                places = table.place(shown.masks_B)
-            taught_B = None if teaches_B is None else teaches_B[index_B]
-            output = model(shown, places, specialize=specialize, teaches_experts_B=taught_B, generator=noise)
-            objective = total(output, batch.labels_B, settings.losses)
-            tally.add(shown, places, output, taught_B, objective)
-            if settings.losses.rehearsal > 0 and model.bank.learns:
-                rehearsal = rehearse(model, batch, table, specialize, hiding, noise)
-                objective = objective + settings.losses.rehearsal * rehearsal.loss
-                tally.add_rehearsal(rehearsal)
-            optimizer.zero_grad(set_to_none=True)
-            objective.backward()
-            optimizer.step()
-    loss = tally.loss / (len(cohort) * settings.training.epochs)
+            index_B = cpu_index_B.to(device)
+            steps.take(
+                cohort.select(index_B),
+                placement.select(index_B),
+                None if teaches_B is None else teaches_B[index_B],
+            )
+    loss = steps.tally.loss / (len(cohort) * settings.training.epochs)
     if settings.training.optimizer == "sgd":
         return TrainingResult(support_of_sgd(len(cohort), model, taught), loss)
-    return TrainingResult(support_of_epoch(len(cohort), plan.stage, tally, settings.training.epochs), loss)
+    return TrainingResult(support_of_epoch(len(cohort), plan.stage, steps.tally, settings.training.epochs), loss)
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Where chance comes from: ``hiding`` and ``dropping`` are CPU generators, ``noise`` is on the model's device."""
+
+    hiding: torch.Generator
+    dropping: torch.Generator
+    noise: torch.Generator
+
+
+class Steps:
+    """Training steps on one model with one optimizer, and the tally of what they did."""
+
+    def __init__(
+        self,
+        model: FlexMoe,
+        table: CombinationTable,
+        settings: MethodSettings,
+        draws: Draws,
+        specialize: bool,
+        frozen: Collection[Group] = (),
+    ) -> None:
+        self.model, self.table, self.settings, self.draws, self.specialize = model, table, settings, draws, specialize
+        self.optimizer = build_optimizer(model, settings.training, frozen)
+        self.tally = Tally(model)
+
+    def take(self, batch: Cohort, places: Placement, taught_B: Tensor | None) -> None:
+        """One step of the optimizer on one batch, whose gradient is computed in ``accumulation`` parts."""
+        training, shown = self.settings.training, batch
+        if training.modality_dropout > 0:
+            shown = hide_modalities(batch, training.modality_dropout, self.draws.dropping)
+            places = self.table.place(shown.masks_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        if training.accumulation == 1:
+            self._learn(batch, shown, places, taught_B, WHOLE)
+        else:
+            size = -(-len(batch) // training.accumulation)
+            specialized_B = ~places.full_B if taught_B is None else ~places.full_B & taught_B
+            for index_S in torch.arange(len(batch), device=batch.labels_B.device).split(size):
+                self._learn(
+                    batch.select(index_S),
+                    shown.select(index_S),
+                    places.select(index_S),
+                    None if taught_B is None else taught_B[index_S],
+                    Share.of(index_S, specialized_B),
+                )
+        self.optimizer.step()
+
+    def _learn(self, batch: Cohort, shown: Cohort, places: Placement, taught_B: Tensor | None, share: Share) -> None:
+        """Add the gradient of some patients of a batch."""
+        losses = self.settings.losses
+        with autocast(batch.labels_B.device, self.settings.training.precision):
+            output = self.model(
+                shown, places, specialize=self.specialize, teaches_experts_B=taught_B, generator=self.draws.noise
+            )
+            objective = total(output, batch.labels_B, losses, share)
+            self.tally.add(shown, places, output, taught_B, objective / share.patients)
+            if losses.rehearsal > 0 and self.model.bank.learns:
+                rehearsal = rehearse(
+                    self.model, batch, self.table, self.specialize, self.draws.hiding, self.draws.noise
+                )
+                objective = objective + share.patients * losses.rehearsal * rehearsal.loss
+                self.tally.add_rehearsal(rehearsal)
+        objective.backward()
+
+
+@dataclass(frozen=True)
+class Share:
+    """What part of a batch some of its patients are: of its ``patients``, and of those who are ``specialized``."""
+
+    patients: float = 1.0
+    specialized: float = 1.0
+
+    @classmethod
+    def of(cls, index_S: Tensor, specialized_B: Tensor) -> Share:
+        """The share of the patients at the given positions."""
+        specialized = specialized_B[index_S].sum() / specialized_B.sum().clamp(min=1)
+        return cls(len(index_S) / len(specialized_B), float(specialized))
+
+
+WHOLE = Share()
+
+
+def autocast(device: torch.device, precision: Literal["float32", "bfloat16"]) -> torch.autocast:
+    """The precision of matrix products; parameters, router, losses and optimizer stay in float32."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
 
 
 class Tally:
@@ -108,10 +187,14 @@ class Tally:
         self.slots_S += rehearsal.slots_S
 
 
-def total(output: Output, labels_B: Tensor, settings: LossSettings) -> Tensor:
-    """Task loss (mean over patients) plus the weighted losses of routing."""
-    task = cross_entropy(output.logits_BY, labels_B)
-    return task + settings.balance * output.losses.balance + settings.specialization * output.losses.specialization
+def total(output: Output, labels_B: Tensor, settings: LossSettings, share: Share = WHOLE) -> Tensor:
+    """Task loss (mean over patients) plus the weighted losses of routing; parts of a batch add up to the batch.
+
+    Balance alone does not: it is no mean over patients, and a batch in parts has the mean of its parts' balance.
+    """
+    balanced = cross_entropy(output.logits_BY, labels_B) + settings.balance * output.losses.balance
+    specialization = settings.specialization * output.losses.specialization
+    return share.patients * balanced + share.specialized * specialization
 
 
 def support_of_epoch(patients: int, stage: Stage, tally: Tally, epochs: int) -> Support:
@@ -174,4 +257,4 @@ def build_optimizer(
     groups = [group for group in groups if group["params"]]
     if settings.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=settings.learning_rate)
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, foreach=True)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, fused=True)
