@@ -1,4 +1,4 @@
-"""Which patients are for training, which for validation, which for the test."""
+"""Which patients are for training, which for validation, which for the test, and at which site they are."""
 
 from __future__ import annotations
 
@@ -36,3 +36,15 @@ def split_column(
     split[test] = "test"
     split[draw_stratified(others, validation, generator)] = "validation"
     return split
+
+
+def deal_to_sites(strata: pd.DataFrame, sites: int, generator: np.random.Generator) -> pd.Series:
+    """``site-1`` to ``site-<sites>`` per patient: shuffled, and dealt in turn through one stratum after the other.
+
+    The strata come in the order of their columns, so the sites differ by one patient at most in every stratum, in
+    every value of the first column, and in all.
+    """
+    shuffled = strata.iloc[generator.permutation(len(strata))]
+    dealt = shuffled.sort_values(list(strata.columns), kind="stable").index
+    names = [f"site-{place % sites + 1}" for place in range(len(dealt))]
+    return pd.Series(names, dealt).reindex(strata.index)

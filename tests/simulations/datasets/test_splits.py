@@ -3,7 +3,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from simulations.datasets.splits import draw_stratified, split_column
+from simulations.datasets.splits import deal_to_sites, draw_stratified, split_column
 
 SITES_AND_LABELS = st.lists(st.tuples(st.sampled_from("AB"), st.sampled_from("xy")), min_size=1, max_size=60)
 
@@ -39,3 +39,17 @@ def test_test_patients_stay_and_nobody_is_lost(rows: list[tuple[str, str]], vali
 def test_no_share_draws_nobody() -> None:
     split = split_column(strata_of([("A", "x")] * 9), pd.Index([]), 0.0, np.random.default_rng(0))
     assert set(split) == {"train"}
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows=SITES_AND_LABELS, sites=st.integers(1, 9), seed=st.integers(0, 99))
+def test_sites_differ_by_one_patient_at_most(rows: list[tuple[str, str]], sites: int, seed: int) -> None:
+    strata = strata_of(rows)
+    dealt = deal_to_sites(strata, sites, np.random.default_rng(seed))
+    assert list(dealt.index) == list(strata.index)
+    names = [f"site-{place + 1}" for place in range(sites)]
+    assert set(dealt) == set(names[: len(rows)])
+    everyone = pd.Series("all", strata.index)
+    for rows_of in (everyone, strata["site"], strata["site"] + strata["label"]):
+        counts = pd.crosstab(rows_of, dealt).reindex(columns=names, fill_value=0)
+        assert (counts.max(axis=1) - counts.min(axis=1)).max() <= 1
