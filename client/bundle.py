@@ -19,10 +19,10 @@ from pydantic import ValidationError
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.errors import CheckpointError
 from flexmoe_core.messages import Table, Terms
+from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
 from flexmoe_core.naming import under_prefix, with_prefix
 from flexmoe_core.site_effect import SiteEffect
-from flexmoe_core.study import Column
 from flexmoe_core.validation import FrozenModel
 
 STEM = "model"
@@ -31,8 +31,8 @@ SEAL = "facts"  # beside the weights, whose hash stands with the facts: neither 
 
 
 class BundleFacts(FrozenModel):
-    """All of a bundle but its arrays. ``prior`` is the training labels' distribution at this site, ``columns`` are
-    the columns behind each modality's features, with the scale that was fitted here."""
+    """All of a bundle but its arrays. ``prior`` is the training labels' distribution at this site,
+    ``preprocessing`` what makes each modality's inputs, with the scale that was fitted here."""
 
     site: str
     terms: Terms
@@ -40,7 +40,7 @@ class BundleFacts(FrozenModel):
     inputs: tuple[ModalityInput, ...]
     prior: tuple[float, ...]
     rounds: int
-    columns: dict[str, tuple[Column, ...]]
+    preprocessing: dict[str, AnyPreprocessing]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _check_shapes(folder: Path, model: FlexMoe, facts: BundleFacts, arrays: dict
         "intercept": (classes,),
         "lacking": (len(model.modalities), classes),
     }
-    effect |= {f"slopes/{one.name}": (one.features, classes) for one in facts.inputs}
+    effect |= {f"slopes/{one.name}": (*one.shape, classes) for one in facts.inputs if len(one.shape) == 1}
     expected = {name: tuple(value.shape) for name, value in model.named_parameters()}
     expected |= {f"{EFFECT}/{name}": shape for name, shape in effect.items()}
     differing = [name for name in sorted(expected | arrays) if _shape(arrays, name) != expected.get(name)]

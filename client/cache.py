@@ -8,28 +8,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from client.manifest import MANIFEST_FILE, Manifest, read_manifest, site_file
+from client.entries import SiteManifest, read_site_manifest
+from client.manifest import MANIFEST_FILE, site_file
 from client.patients import SPLITS
-from client.site_data import COLUMNS, ModalityColumns, SiteData, read_site
+from client.site_data import PREPROCESSING, SiteData, read_site
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.errors import CheckpointError, InputError, Problem
+from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.study import Study
 
-FORMAT = "1"  # raise it whenever the same files would be parsed to other tensors
+FORMAT = "2"  # raise it whenever the same files would be parsed to other tensors
 INPUT_PREFIX = "inputs/"
 
 
 @dataclass(frozen=True)
 class _CachedSplit:
-    columns: ModalityColumns
+    preprocessing: Mapping[str, AnyPreprocessing]
     cohort: Cohort
     ids: tuple[str, ...]
 
@@ -38,8 +40,8 @@ def load_site(folder: Path, study: Study, splits: Collection[str], cache_folder:
     """``read_site`` by way of the cache; without a cache folder nothing is kept. Raises InputError."""
     if cache_folder is None or not splits:
         return read_site(folder, study, splits)
-    manifest = read_manifest(folder)
-    key = _key(folder, manifest, study)
+    declared = read_site_manifest(folder, study)
+    key = _key(folder, declared, study)
     paths = {split: cache_folder / f"{study.name}-{split}" for split in SPLITS if split in splits}
     cached = {split: found for split, path in paths.items() if key and (found := _read(path, key))}
     lacking = [split for split in paths if split not in cached]
@@ -47,25 +49,25 @@ def load_site(folder: Path, study: Study, splits: Collection[str], cache_folder:
         fresh = read_site(folder, study, lacking)
         if key:
             _write(cache_folder, {split: paths[split] for split in lacking}, key, fresh)
-        cached |= {split: _CachedSplit(fresh.columns, fresh.cohorts[split], fresh.ids[split]) for split in lacking}
-    listed = {entry.name for entry in manifest.modalities}
+        cached |= {
+            split: _CachedSplit(fresh.preprocessing, fresh.cohorts[split], fresh.ids[split]) for split in lacking
+        }
     return SiteData(
-        name=manifest.site.name,
-        public=manifest.public,
-        modalities=tuple(name for name in study.modality_names if name in listed),
-        columns=next(iter(cached.values())).columns,
+        name=declared.manifest.site.name,
+        public=declared.manifest.public,
+        modalities=tuple(entry.name for entry in declared.entries),
+        preprocessing=next(iter(cached.values())).preprocessing,
         cohorts={split: cached[split].cohort for split in paths},
         ids={split: cached[split].ids for split in paths},
     )
 
 
-def _key(folder: Path, manifest: Manifest, study: Study) -> str | None:
+def _key(folder: Path, declared: SiteManifest, study: Study) -> str | None:
     """SHA-256 of all that the tensors depend on; None where a file cannot be read, which reading will explain."""
-    names = [manifest.site.patients, *(entry.file for entry in manifest.modalities)]
     try:
         digests = [
             _file_digest(folder / MANIFEST_FILE),
-            *(_file_digest(site_file(folder, name, "")) for name in names),
+            *(_file_digest(site_file(folder, name, "")) for name in declared.files(folder)),
         ]
     except (InputError, OSError):
         return None
@@ -87,7 +89,7 @@ def _read(path: Path, key: str) -> _CachedSplit | None:
         return None
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     return _CachedSplit(
-        columns=COLUMNS.validate_json(arrays["columns"].tobytes()),
+        preprocessing=PREPROCESSING.validate_json(arrays["preprocessing"].tobytes()),
         cohort=Cohort(
             inputs={
                 name.removeprefix(INPUT_PREFIX): x_BF
@@ -102,7 +104,7 @@ def _read(path: Path, key: str) -> _CachedSplit | None:
 
 
 def _write(cache_folder: Path, paths: dict[str, Path], key: str, data: SiteData) -> None:
-    columns = _bytes(data.preprocessing)
+    preprocessing = np.frombuffer(PREPROCESSING.dump_json(dict(data.preprocessing)), dtype=np.uint8)
     try:
         cache_folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         for split, path in paths.items():
@@ -111,7 +113,7 @@ def _write(cache_folder: Path, paths: dict[str, Path], key: str, data: SiteData)
                 "observed": cohort.observed_BM.numpy(),
                 "labels": cohort.labels_B.numpy(),
                 "ids": _bytes(json.dumps(data.ids[split])),
-                "columns": columns,
+                "preprocessing": preprocessing,
             }
             write_checkpoint(path, arrays, {"key": key})
     except OSError as error:

@@ -138,7 +138,7 @@ class Site:
             inputs=site_inputs(terms, data),
             prior=tuple(predictor.prior_Y.tolist()),
             rounds=request.round,
-            columns=dict(data.columns),
+            preprocessing=dict(data.preprocessing),
         )
         digest = write_bundle(memory.folder / "bundle", model, predictor.effect, facts)
         answer = encode(FinishReply(site=data.name, bundle=digest), scored)
@@ -189,11 +189,11 @@ class Site:
 
 def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:
     """What this site's model encodes: every shared modality, and the local ones that it has."""
-    widths = {one.name: one.width for one in terms.study.modalities if one.encoder == "shared"} | data.widths
+    shapes = {one.name: one.shape for one in terms.study.modalities if one.encoder == "shared"} | data.shapes
     return tuple(
-        ModalityInput(modality.name, modality.kind, widths[modality.name])
+        ModalityInput(modality.name, modality.kind, shapes[modality.name])
         for modality in terms.study.modalities
-        if modality.name in widths
+        if modality.name in shapes
     )
 
 

@@ -13,65 +13,55 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from client.manifest import (
-    MANIFEST_FILE,
-    Manifest,
-    ModalityEntry,
-    PublicFacts,
-    read_manifest,
-    site_file,
-    study_problems,
-)
+from client.entries import SiteManifest, read_site_manifest, study_problems
+from client.manifest import MANIFEST_FILE, PublicFacts, site_file
+from client.modality_entry import ModalityData, ModalityEntry, Reading
 from client.patients import SPLITS, Patients, read_patients
 from client.tables import LineProblems
-from client.tabular import ModalityData, column_sources, read_modality
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.errors import InputError, Problem
-from flexmoe_core.study import Column, Study
+from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.study import Study
 
-ModalityColumns = Mapping[str, tuple[Column, ...]]
-COLUMNS = TypeAdapter(dict[str, tuple[Column, ...]])
+PREPROCESSING = TypeAdapter(dict[str, AnyPreprocessing])
 
 
 @dataclass(frozen=True)
 class SiteData:
     """What a hospital declares, and the patients of the splits that were asked for.
 
-    ``modalities`` are those that the site lists, in the study's order. ``columns`` are the columns behind the
-    features of every modality that its model encodes: all shared ones, listed or not, and its own local ones,
-    which carry the scale fitted to its training patients. Each of these has an input in the ``cohorts``, which
-    like ``ids`` have one entry per split, patients in the order of the patients file.
+    ``modalities`` are those that the site lists, in the study's order. ``preprocessing`` is that of every
+    modality that its model encodes: all shared ones, listed or not, and its own local ones, which carry the scale
+    fitted to its training patients. Each of these has an input in the ``cohorts``, which like ``ids`` have one entry
+    per split, patients in the order of the patients file.
     """
 
     name: str
     public: PublicFacts
     modalities: tuple[str, ...]
-    columns: ModalityColumns
+    preprocessing: Mapping[str, AnyPreprocessing]
     cohorts: Mapping[str, Cohort]
     ids: Mapping[str, tuple[str, ...]]
 
     @property
-    def widths(self) -> dict[str, int]:
-        """Number of encoded features of each modality that the site's model encodes."""
-        return {name: sum(column.width for column in columns) for name, columns in self.columns.items()}
-
-    @property
-    def preprocessing(self) -> str:
-        """The columns as JSON: with them new patients are encoded as the training patients were."""
-        return COLUMNS.dump_json(dict(self.columns)).decode()
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """One patient's input of each modality that the site's model encodes."""
+        return {name: preprocessing.shape for name, preprocessing in self.preprocessing.items()}
 
 
 def read_site(folder: Path, study: Study, splits: Collection[str]) -> SiteData:
     """The patients of some of the splits train, validation and test. Raises InputError with every problem."""
     if unknown := set(splits).difference(SPLITS):
         raise ValueError(f"unknown splits: {sorted(unknown)}")
-    manifest = read_manifest(folder)
-    problems = study_problems(manifest, study, str(folder / MANIFEST_FILE))
-    patients, found = _read_patients(folder, manifest, study, splits)
+    declared = read_site_manifest(folder, study)
+    manifest = declared.manifest
+    problems = study_problems(declared, study, str(folder / MANIFEST_FILE))
+    reading, found = _read_patients(folder, declared, study, splits)
+    patients = reading.patients
     problems.extend(found)
     modalities: dict[str, ModalityData] = {}
-    for entry in _known_entries(manifest, study):
-        data, found = _read_entry(folder, manifest, entry, study, patients, splits)
+    for entry in declared.entries:
+        data, found = _read_entry(entry, study, reading)
         problems.extend(found)
         if data is not None:
             modalities[entry.name] = data
@@ -85,62 +75,30 @@ def read_site(folder: Path, study: Study, splits: Collection[str]) -> SiteData:
         name=manifest.site.name,
         public=manifest.public,
         modalities=tuple(modalities),
-        columns={name: encoded[name].columns for name in study.modality_names if name in encoded},
+        preprocessing={name: encoded[name].preprocessing for name in study.modality_names if name in encoded},
         cohorts={split: _cohort(ids[split], patients, encoded, study) for split in ids},
         ids=ids,
     )
 
 
-def _known_entries(manifest: Manifest, study: Study) -> list[ModalityEntry]:
-    """The site's modalities that the study knows, in the study's order."""
-    known = [entry for entry in manifest.modalities if entry.name in study.modality_names]
-    return sorted(known, key=lambda entry: study.modality_names.index(entry.name))
-
-
 def _read_patients(
-    folder: Path, manifest: Manifest, study: Study, splits: Collection[str]
-) -> tuple[Patients | None, list[Problem]]:
-    name = manifest.site.patients
+    folder: Path, declared: SiteManifest, study: Study, splits: Collection[str]
+) -> tuple[Reading, list[Problem]]:
+    section = declared.manifest.site
+    patients: Patients | None = None
     try:
-        path = site_file(folder, name, "site.patients")
-        return read_patients(path, str(folder / name), manifest.site, study.label, splits)
+        path = site_file(folder, section.patients, "site.patients")
+        patients, found = read_patients(path, str(folder / section.patients), section, study.label, splits)
+    except InputError as error:
+        found = list(error.problems)
+    return Reading(folder, section, section.label or study.label.name, patients, splits), found
+
+
+def _read_entry(entry: ModalityEntry, study: Study, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
+    try:
+        return entry.read(study.modality(entry.name), reading)
     except InputError as error:
         return None, list(error.problems)
-
-
-def _read_entry(
-    folder: Path,
-    manifest: Manifest,
-    entry: ModalityEntry,
-    study: Study,
-    patients: Patients | None,
-    splits: Collection[str],
-) -> tuple[ModalityData | None, list[Problem]]:
-    sources = column_sources(entry, study.modality(entry.name))
-    if not sources:
-        return None, []  # the manifest's own problem: a local encoder without columns
-    place = f"modality.{entry.name}"
-    try:
-        path = site_file(folder, entry.file, f"{place}.file")
-        reserved = _reserved_columns(folder, manifest, study, path)
-        used = [source.local_name for source in sources if source.local_name in reserved]
-        if used:
-            what = f"uses the column '{used[0]}', which holds the id, label or split of the patients"
-            problem = Problem(str(folder / MANIFEST_FILE), place, what, "Leave it out: it is no measurement.")
-            return None, [problem]
-        return read_modality(path, str(folder / entry.file), manifest.site.id, sources, patients, splits)
-    except InputError as error:
-        return None, list(error.problems)
-
-
-def _reserved_columns(folder: Path, manifest: Manifest, study: Study, path: Path) -> set[str]:
-    """Columns that no encoder may see: a modality may stand in the patients file, its labels may not leak."""
-    site = manifest.site
-    try:
-        shared = path == site_file(folder, site.patients, "site.patients")
-    except InputError:  # said where the patients are read
-        shared = False
-    return {site.id, site.split, site.label or study.label.name} if shared else {site.id}
 
 
 def _unobserved(patients: Patients, modalities: Collection[ModalityData]) -> list[Problem]:
@@ -157,8 +115,9 @@ def _unobserved(patients: Patients, modalities: Collection[ModalityData]) -> lis
 
 def _unlisted(study: Study, listed: Collection[str]) -> dict[str, ModalityData]:
     """The shared modalities that the site lacks: their encoders are in its model, and nobody's values."""
+    nobody = torch.zeros(0, dtype=torch.bool)
     return {
-        modality.name: ModalityData(modality.columns, {}, torch.zeros(0, modality.width), torch.zeros(0).bool())
+        modality.name: ModalityData(modality.preprocessing, {}, torch.zeros(0, *modality.shape), nobody)
         for modality in study.modalities
         if modality.encoder == "shared" and modality.name not in listed
     }

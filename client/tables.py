@@ -24,6 +24,7 @@ from flexmoe_core.validation import nearest
 SHOWN_LINES = 5
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 NOT_FINITE = re.compile(r"[+-]?(nan|inf|infinity)", re.IGNORECASE)
+LARGEST_MEASUREMENT = 1e12  # beyond it a number is a mistake
 CSV_REMEDY = "Export the file again as comma-separated UTF-8 text."
 
 
@@ -57,10 +58,10 @@ class Table:
 
 
 class LineProblems:
-    """Problems of single lines, gathered into one ``Problem`` per column and sort."""
+    """Problems of single lines, gathered into one ``Problem`` per column (or other named part) and sort."""
 
-    def __init__(self, file: str, unit: str) -> None:
-        self._file, self._unit = file, unit
+    def __init__(self, file: str, unit: str, part: str = "column") -> None:
+        self._file, self._unit, self._part = file, unit, part
         self._lines: dict[tuple[str, str, str], list[int]] = {}
 
     def add(self, line: int, column: str, what: str, remedy: str) -> None:
@@ -70,7 +71,9 @@ class LineProblems:
     def problems(self) -> list[Problem]:
         """Each sort once, with its first lines and the number of the others."""
         return [
-            Problem(self._file, f"column {column}, {self._name(lines)}" if column else self._name(lines), *texts)
+            Problem(
+                self._file, f"{self._part} {column}, {self._name(lines)}" if column else self._name(lines), *texts
+            )
             for (column, *texts), lines in self._lines.items()
         ]
 
@@ -88,8 +91,8 @@ def canonical(cell: str) -> str:
     return repr(float(cell)) if NUMBER.fullmatch(cell) or NOT_FINITE.fullmatch(cell) else cell
 
 
-def read_table(path: Path, file: str, columns: Collection[str], rows: Collection[int] | None = None) -> Table:
-    """The named columns of a file, of the given rows (all by default); no other cell is kept.
+def read_table(path: Path, file: str, columns: Collection[str] | None, rows: Collection[int] | None = None) -> Table:
+    """The named columns of a file (None: all), of the given rows (all by default); no other cell is kept.
 
     ``file`` is the path as the user knows it. Raises InputError when the file cannot be read as a table; a column
     that the file lacks is merely absent from ``cells``.
@@ -107,10 +110,10 @@ def read_table(path: Path, file: str, columns: Collection[str], rows: Collection
     raise InputError([problem])
 
 
-def _read_csv(data: bytes, file: str, columns: Collection[str], rows: Collection[int] | None) -> Table:
+def _read_csv(data: bytes, file: str, columns: Collection[str] | None, rows: Collection[int] | None) -> Table:
     records = _csv_records(_decode(data, file), file)
     header = _checked_header(next(records, (0, []))[1], file)
-    places = {name: header.index(name) for name in columns if name in header}
+    places = {name: header.index(name) for name in (header if columns is None else columns) if name in header}
     kept = set(rows) if rows is not None else None
     lines: list[int] = []
     cells: dict[str, list[str]] = {name: [] for name in places}
@@ -165,11 +168,11 @@ def _checked_header(names: Sequence[str], file: str) -> tuple[str, ...]:
     return header
 
 
-def _read_parquet(path: Path, file: str, columns: Collection[str], rows: Collection[int] | None) -> Table:
+def _read_parquet(path: Path, file: str, columns: Collection[str] | None, rows: Collection[int] | None) -> Table:
     try:
         with pq.ParquetFile(path) as source:
             header = _checked_header(source.schema_arrow.names, file)
-            wanted = [name for name in source.schema_arrow.names if name.strip() in columns]
+            wanted = [name for name in source.schema_arrow.names if columns is None or name.strip() in columns]
             count = source.metadata.num_rows
             table = source.read(columns=wanted)
     except pa.ArrowException:

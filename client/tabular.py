@@ -1,27 +1,32 @@
 """A modality's table as the features that its encoder takes.
 
-Shapes: R patients of the file, B patients asked for, F features.
+Shapes: R patients of the file, F features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from client.manifest import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, ModalityEntry
-from client.patients import Patients
-from client.tables import NOT_FINITE, NUMBER, LineProblems, Table, canonical, read_table
+from client.manifest import MANIFEST_FILE
+from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.tables import LARGEST_MEASUREMENT, NOT_FINITE, NUMBER, LineProblems, Table, canonical, read_table
+from client.tabular_entry import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, TableColumns, column_findings
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import MISSING_CODE, encode, fit_numeric
-from flexmoe_core.study import CategoricalColumn, Modality, NumericColumn
+from flexmoe_core.modalities.base import Modality
+from flexmoe_core.modalities.tabular import (
+    CategoricalColumn,
+    NumericColumn,
+    TabularModality,
+    TabularPreprocessing,
+)
 from flexmoe_core.validation import Finding
-
-LARGEST_MEASUREMENT = 1e12
 
 Definition = NumericColumn | CategoricalColumn | LocalNumericColumn
 
@@ -55,46 +60,41 @@ class ColumnSource:
         return code
 
 
-@dataclass(frozen=True)
-class ModalityData:
-    """Patients of one modality: the row of each id, their features, and whether any value is present.
+class TabularEntry(OneFileEntry, TableColumns):
+    """A table of the site: one line per patient."""
 
-    ``columns`` are the study's, or those fitted to this site's training patients for a local encoder.
-    """
+    def findings(self, modality: Modality) -> Iterator[Finding]:
+        """Columns that do not fit the study's."""
+        assert isinstance(modality, TabularModality)
+        return column_findings(self, modality)
 
-    columns: tuple[NumericColumn | CategoricalColumn, ...]
-    rows: Mapping[str, int]
-    x_RF: Tensor
-    observed_R: Tensor
+    def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
+        """The table's features, and every problem with them."""
+        assert isinstance(modality, TabularModality)
+        sources = column_sources(self, modality)
+        if not sources:
+            return None, []  # the manifest's own problem: a local encoder without columns
+        path = self.path(reading)
+        reserved = reading.reserved_columns if reading.is_patients_file(path) else (reading.section.id,)
+        used = [source.local_name for source in sources if source.local_name in reserved]
+        if used:
+            what = f"uses the column '{used[0]}', which holds the id, label or split of the patients"
+            place, manifest = f"modality.{self.name}", reading.file(MANIFEST_FILE)
+            return None, [Problem(manifest, place, what, "Leave it out: it is no measurement.")]
+        return _read(path, reading.file(self.file), sources, reading)
 
-    def select(self, ids: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(B, F) features, zero for patients who lack the modality, and (B,) bool: who has it."""
-        rows_B = torch.tensor([self.rows.get(patient, -1) for patient in ids], dtype=torch.int64)
-        x_RF = torch.nn.functional.pad(self.x_RF, (0, 0, 0, 1))  # row -1 stands for everybody else
-        observed_B = torch.nn.functional.pad(self.observed_R, (0, 1))[rows_B]
-        return x_RF[rows_B] * observed_B[:, None], observed_B
 
-
-def column_sources(entry: ModalityEntry, modality: Modality) -> tuple[ColumnSource, ...]:
+def column_sources(entry: TableColumns, modality: TabularModality) -> tuple[ColumnSource, ...]:
     """Where each column of a modality stands; a study column that is not mapped keeps its name."""
     if modality.encoder == "local":
         return tuple(_source(entry, _definition(local), local) for local in entry.definitions)
     return tuple(_source(entry, column, entry.columns.get(column.name, ColumnMap())) for column in modality.columns)
 
 
-def read_modality(
-    path: Path,
-    file: str,
-    id_column: str,
-    sources: Sequence[ColumnSource],
-    patients: Patients | None,
-    splits: Collection[str],
+def _read(
+    path: Path, file: str, sources: Sequence[ColumnSource], reading: Reading
 ) -> tuple[ModalityData | None, list[Problem]]:
-    """The modality of the patients of the given splits, and every problem; None when there are any.
-
-    Rows of other patients are not looked into, except that a local encoder's scale needs the training patients.
-    Without ``patients`` all rows are. Raises InputError when the file is no table.
-    """
+    id_column = reading.section.id
     table = read_table(path, file, {id_column, *(source.local_name for source in sources)})
     problems = _column_problems(table, id_column, sources)
     present = [source for source in sources if source.local_name in table.cells]
@@ -102,24 +102,18 @@ def read_modality(
         return None, [*problems, Problem(file, "", "has no rows", "Add patients, or remove the modality.")]
     if present and all(source.is_missing(cell) for source in present for cell in table.cells[source.local_name]):
         problems.append(Problem(file, "", "has no value in any row", "Add values, or remove the modality."))
+    lines = LineProblems(file, table.unit)
     rows: dict[str, int] = {}
     if id_column in table.cells:
-        rows, found = _patient_rows(table, id_column, patients)
-        problems.extend(found)
-    read_splits = {*splits, "train"} if any(_is_fitted(source.definition) for source in sources) else {*splits}
-    if patients is None:
-        chosen = list(range(len(table)))
-    else:
-        rows = {patient: row for patient, row in rows.items() if patients.splits.get(patient) in read_splits}
-        chosen = list(rows.values())
-    lines = LineProblems(file, table.unit)
-    values = [_read_column(table, source, chosen, lines) for source in present]
+        rows = reading.rows_of(table.cells[id_column], table.lines, id_column, lines)
+    rows = reading.chosen(rows, fitted=any(_is_fitted(source.definition) for source in sources))
+    looked_into = range(len(table)) if reading.patients is None else list(rows.values())
+    values = [_read_column(table, source, looked_into, lines) for source in present]
     problems.extend(lines.problems())
-    if problems or patients is None:
+    if problems or reading.patients is None:
         return None, problems
     places = {patient: place for place, patient in enumerate(rows)}
-    training = [place for patient, place in places.items() if patients.splits[patient] == "train"]
-    return _encoded(sources, values, places, training), []
+    return _encoded(sources, values, places, reading.training_places(rows)), []
 
 
 def _definition(local: LocalNumericColumn | LocalCategoricalColumn) -> Definition:
@@ -132,7 +126,7 @@ def _is_fitted(definition: Definition) -> bool:
     return isinstance(definition, LocalNumericColumn)
 
 
-def _source(entry: ModalityEntry, definition: Definition, column_map: ColumnMap) -> ColumnSource:
+def _source(entry: TableColumns, definition: Definition, column_map: ColumnMap) -> ColumnSource:
     codes: dict[str, int] = {}
     if isinstance(definition, CategoricalColumn):
         of_category = {category: code for code, category in enumerate(definition.categories)}
@@ -149,23 +143,6 @@ def _column_problems(table: Table, id_column: str, sources: Iterable[ColumnSourc
     return absent + [
         table.absent(name, "the modality's columns in site.toml") for name in names if name not in table.header
     ]
-
-
-def _patient_rows(table: Table, id_column: str, patients: Patients | None) -> tuple[dict[str, int], list[Problem]]:
-    """The first row of every patient, and the problems of ids."""
-    lines = LineProblems(table.file, table.unit)
-    rows: dict[str, int] = {}
-    for row, patient in enumerate(table.cells[id_column]):
-        line = table.lines[row]
-        if not patient:
-            lines.add(line, id_column, "has no patient id", "Fill it in or remove the line.")
-        elif patient in rows:
-            lines.add(line, id_column, "repeats an earlier patient", "Keep one line per patient.")
-        elif patients is not None and patient not in patients.splits:
-            remedy = "Add the patient there, or remove the line."
-            lines.add(line, id_column, "is no patient of the patients file", remedy)
-        rows.setdefault(patient, row)
-    return rows, lines.problems()
 
 
 def _measurement(cell: str, column: NumericColumn | LocalNumericColumn) -> float | Finding:
@@ -214,4 +191,5 @@ def _encoded(
         missing_R = values_R == MISSING_CODE if isinstance(definition, CategoricalColumn) else values_R.isnan()
         present.append(~missing_R)
     features = [encode(column, values_R) for column, values_R in zip(columns, values, strict=True)]
-    return ModalityData(tuple(columns), rows, torch.cat(features, dim=1), torch.stack(present).any(dim=0))
+    preprocessing = TabularPreprocessing(columns=tuple(columns))
+    return ModalityData(preprocessing, rows, torch.cat(features, dim=1), torch.stack(present).any(dim=0))

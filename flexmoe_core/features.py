@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flexmoe_core.study import CategoricalColumn, NumericColumn
+from flexmoe_core.modalities.scale import fitted_range, scaled
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn
 
 MISSING_CODE = -1
 
@@ -19,10 +20,8 @@ def encode_numeric(column: NumericColumn, values_B: Tensor) -> Tensor:
 
     The limits of the column's range become -2 and +2: one unit is roughly one standard deviation.
     """
-    low, high = column.range
-    middle, scale = (low + high) / 2, (high - low) / 4
     missing_B = values_B.isnan()
-    scaled_B = ((values_B - middle) / scale).masked_fill(missing_B, 0.0)
+    scaled_B = scaled(values_B, column.range).masked_fill(missing_B, 0.0)
     return torch.stack([scaled_B, missing_B.to(scaled_B.dtype)], dim=1).float()
 
 
@@ -44,14 +43,5 @@ def encode(column: NumericColumn | CategoricalColumn, values_B: Tensor) -> Tenso
 
 
 def fit_numeric(name: str, values_B: Tensor, unit: str = "") -> NumericColumn:
-    """A local encoder's column, scaled by the values of the site's training patients (NaN where missing).
-
-    Its range is mean +- 2 standard deviations, so that ``encode_numeric`` standardizes. A constant column, or
-    one without a value, keeps the unit of measurement as its scale.
-    """
-    present_B = values_B[~values_B.isnan()]
-    mean = present_B.mean().item() if len(present_B) else 0.0
-    deviation = present_B.std(correction=0).item() if len(present_B) else 0.0
-    if deviation <= 1e-9 * abs(mean):
-        deviation = max(1.0, 1e-9 * abs(mean))
-    return NumericColumn(name=name, unit=unit, range=(mean - 2 * deviation, mean + 2 * deviation))
+    """A local encoder's column, scaled by the values of the site's training patients (NaN where missing)."""
+    return NumericColumn(name=name, unit=unit, range=fitted_range(values_B))

@@ -31,11 +31,11 @@ OUTPUT_LAYERS = ("project_out", "contract", "head")
 
 @dataclass(frozen=True)
 class ModalityInput:
-    """What an encoder must be built for."""
+    """What an encoder must be built for: ``shape`` is one patient's input."""
 
     name: str
     kind: str
-    features: int
+    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,7 @@ class FlexMoe(nn.Module):
         super().__init__()
         self.modalities, self.settings = tuple(modalities), settings
         count, tokens, width = len(self.modalities), settings.tokens, settings.width
-        self.encoders = nn.ModuleDict(
-            {encoder_key(i.name): build_encoder(i.kind, i.features, settings) for i in inputs}
-        )
+        self.encoders = nn.ModuleDict({encoder_key(i.name): build_encoder(i.kind, i.shape, settings) for i in inputs})
         self.bank: TableBank | ZeroBank = (
             TableBank(count, len(table.slots), tokens, width)
             if settings.bank == "table"

@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tomli_w
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.modalities.base import Modality
+from flexmoe_core.modalities.registry import AnyModality
+from flexmoe_core.modalities.tabular import Words
 from flexmoe_core.validation import (
     Finding,
     FrozenModel,
@@ -26,56 +29,6 @@ from flexmoe_core.validation import (
 )
 
 MOST_MODALITIES = 62  # a combination is a bitmask in an int64
-LARGEST_VALUE = 1e15
-
-
-def _distinct_words(words: tuple[str, ...]) -> tuple[str, ...]:
-    findings = [Finding(f"lists '{word}' twice", "Remove one.") for word in repeated(words)]
-    if any(word != word.strip() or not word for word in words):
-        findings.append(Finding("has an entry that is empty or begins or ends with a space", "Correct it."))
-    raise_if_any(findings)
-    return words
-
-
-def _open_interval(limits: tuple[float, float]) -> tuple[float, float]:
-    low, high = limits
-    if not (high - low) / 4 > 0:
-        raise_if_any([Finding("is empty", "Write the lower limit first, then a greater one.")])
-    return limits
-
-
-Words = Annotated[tuple[str, ...], AfterValidator(_distinct_words)]
-Limit = Annotated[float, Field(strict=True, ge=-LARGEST_VALUE, le=LARGEST_VALUE)]
-
-
-class NumericColumn(FrozenModel):
-    """A measurement, with the plausible range that its scale comes from."""
-
-    type: Literal["numeric"] = "numeric"
-    name: SafeName
-    unit: str = ""
-    range: Annotated[tuple[Limit, Limit], AfterValidator(_open_interval)]
-
-    @property
-    def width(self) -> int:
-        """Number of features: the scaled value and the missing flag."""
-        return 2
-
-
-class CategoricalColumn(FrozenModel):
-    """One of some named categories."""
-
-    type: Literal["categorical"] = "categorical"
-    name: SafeName
-    categories: Annotated[Words, Field(min_length=1)]
-
-    @property
-    def width(self) -> int:
-        """Number of features: one per category, and the missing flag."""
-        return len(self.categories) + 1
-
-
-Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="type")]
 
 
 class Label(FrozenModel):
@@ -85,44 +38,12 @@ class Label(FrozenModel):
     classes: Annotated[Words, Field(min_length=2)]
 
 
-class Modality(FrozenModel, populate_by_name=True):
-    """A group of data that a patient has or lacks as a whole.
-
-    With a ``shared`` encoder the study fixes the columns, so that a value means the same everywhere; with a
-    ``local`` one each hospital declares its own in site.toml and keeps the encoder to itself.
-    """
-
-    name: SafeName
-    kind: Literal["tabular"]
-    encoder: Literal["shared", "local"]
-    columns: tuple[Column, ...] = Field(default=(), alias="column")
-
-    @property
-    def width(self) -> int:
-        """Number of encoded features. Raises ValueError for a local encoder: only its site knows."""
-        if self.encoder == "local":
-            raise ValueError(f"the width of the local modality '{self.name}' is known at its site only")
-        return sum(column.width for column in self.columns)
-
-    @model_validator(mode="after")
-    def _columns_fit_encoder(self) -> Modality:
-        names = [column.name for column in self.columns]
-        findings = [Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names)]
-        if self.encoder == "shared" and not self.columns:
-            findings.append(Finding("is missing", "Declare the columns of the shared encoder.", "column"))
-        if self.encoder == "local" and self.columns:
-            remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
-            findings.append(Finding("is not allowed with a local encoder", remedy, "column"))
-        raise_if_any(findings)
-        return self
-
-
 class Study(FrozenModel):
     """A study: its label, its modalities in order, and the combinations that were agreed on, if any."""
 
     name: SafeName
     label: Label
-    modalities: tuple[Modality, ...]
+    modalities: tuple[AnyModality, ...]
     combinations: tuple[tuple[str, ...], ...] = ()
 
     @property
@@ -213,7 +134,7 @@ class _StudyFile(FrozenModel):
 
     study: _StudySection
     label: Label
-    modality: tuple[Modality, ...]
+    modality: tuple[AnyModality, ...]
     combination: tuple[_CombinationSection, ...] = ()
 
 
@@ -230,8 +151,9 @@ def load_study(path: Path) -> Study:
 
 
 def _modality_section(modality: Modality) -> dict[str, object]:
-    section = modality.model_dump(by_alias=True)
-    return section if modality.columns else {key: value for key, value in section.items() if key != "column"}
+    """Its keys, without those that are not given: TOML has no null."""
+    section = modality.model_dump(by_alias=True, exclude_none=True)
+    return {key: value for key, value in section.items() if value != ()}
 
 
 def _modality_findings(names: tuple[str, ...]) -> Iterator[Finding]:

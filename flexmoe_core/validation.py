@@ -9,6 +9,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
@@ -95,20 +96,22 @@ def problems_of(error: ValidationError, model: type[BaseModel], data: object, fi
     return problems
 
 
-def validate(data: object, model: type[ModelT], file: str) -> ModelT:
-    """``data`` as a ``model``. Raises InputError with every problem."""
+def validate(data: object, model: type[ModelT], file: str, place: str = "") -> ModelT:
+    """``data`` as a ``model``, ``place`` being where in the file they stand. Raises InputError with every problem."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise InputError(problems_of(error, model, data, file)) from None
+        found = problems_of(error, model, data, file)
+        raise InputError([replace(one, place=".".join(filter(None, (place, one.place)))) for one in found]) from None
 
 
 def read_toml(path: Path, model: type[ModelT]) -> ModelT:
     """The TOML file at ``path`` as a ``model``. Raises InputError with every problem."""
-    return validate(_parse_toml(path), model, str(path))
+    return validate(parse_toml(path), model, str(path))
 
 
-def _parse_toml(path: Path) -> dict[str, Any]:
+def parse_toml(path: Path) -> dict[str, Any]:
+    """The file's tables, whatever they hold. Raises InputError when it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError:
@@ -164,10 +167,10 @@ def _findings(detail: ErrorDetails, model: type[BaseModel]) -> Sequence[Finding]
         case "too_long":
             what = f"should have at most {context['max_length']} entries"
         case "union_tag_not_found":
-            what = f"has no {context['discriminator'].strip(chr(39))}"
+            return [Finding("is missing", "Add it.", context["discriminator"].strip("'"))]
         case "union_tag_invalid":
-            tag = context["discriminator"].strip("'")
-            what = f"should have one of these as its {tag}: {context['expected_tags']}"
+            what, tag = f"should be one of these: {context['expected_tags']}", context["discriminator"].strip("'")
+            return [Finding(what, "Correct it.", tag)]
         case _:
             what = detail["msg"].removeprefix("Value error, ").replace("Input should", "should", 1)
     return [Finding(what, "Correct it.")]

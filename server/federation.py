@@ -214,5 +214,5 @@ def initial_model(terms: Terms, table: CombinationTable) -> FlexMoe:
     """The model that a run starts from, without the encoders that only sites have."""
     study = terms.study
     shared = [modality for modality in study.modalities if modality.encoder == "shared"]
-    inputs = [ModalityInput(modality.name, modality.kind, modality.width) for modality in shared]
+    inputs = [ModalityInput(modality.name, modality.kind, modality.shape) for modality in shared]
     return build_model(study.modality_names, inputs, len(study.label.classes), table, terms.method.model, terms.seed)

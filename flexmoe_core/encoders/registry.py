@@ -7,21 +7,15 @@ from types import MappingProxyType
 
 from torch import nn
 
-from flexmoe_core.encoders.tabular import TabularEncoder
+from flexmoe_core.encoders.embedding import build_embedding
+from flexmoe_core.encoders.tabular import build_tabular
 from flexmoe_core.settings import ModelSettings
 
-EncoderBuilder = Callable[[int, ModelSettings], nn.Module]
+EncoderBuilder = Callable[[tuple[int, ...], ModelSettings], nn.Module]
+
+ENCODERS: Mapping[str, EncoderBuilder] = MappingProxyType({"tabular": build_tabular, "embedding": build_embedding})
 
 
-def _tabular(features: int, settings: ModelSettings) -> nn.Module:
-    return TabularEncoder(
-        features, settings.tokens, settings.width, settings.encoder_hidden, settings.encoder_dropout
-    )
-
-
-ENCODERS: Mapping[str, EncoderBuilder] = MappingProxyType({"tabular": _tabular})
-
-
-def build_encoder(kind: str, features: int, settings: ModelSettings) -> nn.Module:
-    """The encoder of one modality: (B, F), generator -> (B, P, D)."""
-    return ENCODERS[kind](features, settings)
+def build_encoder(kind: str, shape: tuple[int, ...], settings: ModelSettings) -> nn.Module:
+    """The encoder of one modality, whose patients have inputs of this shape: (B, *shape), generator -> (B, P, D)."""
+    return ENCODERS[kind](shape, settings)

@@ -5,27 +5,16 @@ Shapes: B patients, F features, P tokens, D width.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor, nn
-
-from flexmoe_core.dropout import dropout
+from flexmoe_core.encoders.projection import ProjectionEncoder
+from flexmoe_core.settings import ModelSettings
 
 
-class TabularEncoder(nn.Module):
-    """One projection of all features to all tokens, optionally through a hidden layer.
+def build_tabular(shape: tuple[int, ...], settings: ModelSettings) -> ProjectionEncoder:
+    """The encoder of inputs (B, F).
 
     A projection rather than patches of the feature vector: the order of a table's columns means nothing.
     """
-
-    def __init__(self, features: int, tokens: int, width: int, hidden: int, rate: float) -> None:
-        super().__init__()
-        self.tokens, self.width, self.rate = tokens, width, rate
-        self.hidden = nn.Linear(features, hidden) if hidden else None
-        self.projection = nn.Linear(hidden or features, tokens * width)
-
-    def forward(self, x_BF: Tensor, generator: torch.Generator | None) -> Tensor:
-        """(B, F) float32 to (B, P, D); B may be 0."""
-        if self.hidden is not None:
-            x_BF = dropout(nn.functional.gelu(self.hidden(x_BF)), self.rate, generator)
-        tokens: Tensor = self.projection(x_BF)
-        return tokens.reshape(-1, self.tokens, self.width)
+    (features,) = shape
+    return ProjectionEncoder(
+        features, settings.tokens, settings.width, settings.encoder_hidden, settings.encoder_dropout
+    )

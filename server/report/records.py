@@ -146,13 +146,13 @@ def settings_table(settings: RunSettings) -> Table:
 
 def study_table(run: FinishedRun) -> Table:
     """The modalities of the study."""
-    columns = tuple(Column(title, is_number=False) for title in ("Modality", "Kind", "Encoder", "Columns"))
+    columns = tuple(Column(title, is_number=False) for title in ("Modality", "Kind", "Encoder", "Contents"))
     rows = tuple(
         (
             Cell(modality.name),
             Cell(modality.kind),
             Cell("shared by all hospitals" if modality.encoder == "shared" else "each hospital's own"),
-            Cell(", ".join(column.name for column in modality.columns)) if modality.columns else NONE,
+            Cell(modality.contents) if modality.contents else NONE,
         )
         for modality in run.study.modalities
     )

@@ -1,45 +1,52 @@
 """Patients as the flat rows that logistic regression takes.
 
-Every column keeps its own missing flag, which is also set for patients who lack its whole modality.
+Every column of a table keeps its own missing flag, which is also set for patients who lack the whole table; a vector
+has one flag. Each kind of modality has a function in ``FLATTENERS``.
 Shapes: B patients, F features.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from client.site_data import SiteData
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.features import MISSING_CODE, encode
+from flexmoe_core.modalities.base import Preprocessing
+from flexmoe_core.modalities.tabular import Column, NumericColumn, TabularPreprocessing
 from flexmoe_core.scores import FloatArray
-from flexmoe_core.study import Column, NumericColumn, Study
+from flexmoe_core.study import Study
+
+Flattener = Callable[[Preprocessing, Tensor, Tensor], Tensor]
+"""Of one modality: its preprocessing, its (B, ...) inputs and (B,) bool who has it, to (B, F) float64."""
 
 
 def flat_features(
-    cohort: Cohort, study: Study, columns: Mapping[str, Sequence[Column]], modalities: Sequence[str]
+    cohort: Cohort, study: Study, preprocessing: Mapping[str, Preprocessing], modalities: Sequence[str]
 ) -> FloatArray:
-    """(B, F) float64 of those of some modalities that the site has columns for."""
-    observed_BM = cohort.observed_BM.numpy()
+    """(B, F) float64 of those of some modalities that the site has inputs for."""
     parts = [np.zeros((len(cohort), 0))]
     for name in modalities:
         if name in cohort.inputs:
-            observed_B1 = observed_BM[:, [study.modality_names.index(name)]]
-            parts.append(np.where(observed_B1, cohort.inputs[name].double().numpy(), all_missing(columns[name])))
+            observed_B = cohort.observed_BM[:, study.modality_names.index(name)]
+            flatten = FLATTENERS[preprocessing[name].kind]
+            parts.append(flatten(preprocessing[name], cohort.inputs[name], observed_B).numpy())
     return np.hstack(parts)
 
 
-def all_missing(columns: Sequence[Column]) -> FloatArray:
-    """(F,) what a modality's features are where every value is missing."""
+def all_missing(columns: Sequence[Column]) -> Tensor:
+    """(F,) what a table's features are where every value is missing."""
     parts = [
         encode(column, torch.tensor([math.nan if isinstance(column, NumericColumn) else MISSING_CODE])).double()
         for column in columns
     ]
-    missing_F: FloatArray = torch.cat(parts, dim=1)[0].numpy()
-    return missing_F
+    return torch.cat(parts, dim=1)[0]
 
 
 def site_features(data: SiteData, study: Study, splits: Sequence[str]) -> FloatArray:
@@ -67,4 +74,17 @@ def pooled_features(sites: Mapping[str, SiteData], study: Study, splits: Sequenc
 
 
 def _features(data: SiteData, study: Study, splits: Sequence[str], modalities: Sequence[str]) -> FloatArray:
-    return np.vstack([flat_features(data.cohorts[split], study, data.columns, modalities) for split in splits])
+    return np.vstack([flat_features(data.cohorts[split], study, data.preprocessing, modalities) for split in splits])
+
+
+def _flat_table(preprocessing: Preprocessing, x_BF: Tensor, observed_B: Tensor) -> Tensor:
+    assert isinstance(preprocessing, TabularPreprocessing)
+    return x_BF.double().where(observed_B[:, None], all_missing(preprocessing.columns))
+
+
+def _flat_vector(_: Preprocessing, x_BF: Tensor, observed_B: Tensor) -> Tensor:
+    seen_BF = x_BF.double().masked_fill(~observed_B[:, None], 0.0)
+    return torch.cat([seen_BF, (~observed_B)[:, None].double()], dim=1)
+
+
+FLATTENERS: Mapping[str, Flattener] = MappingProxyType({"tabular": _flat_table, "embedding": _flat_vector})

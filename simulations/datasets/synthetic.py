@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 from pydantic import Field
 
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality
 from flexmoe_core.randomness import numpy_generator
-from flexmoe_core.study import MOST_MODALITIES, CategoricalColumn, Label, Modality, NumericColumn, Study
+from flexmoe_core.study import MOST_MODALITIES, Label, Study
 from flexmoe_core.validation import FrozenModel, validate
 from simulations.datasets.modality_files import TabularData
 from simulations.datasets.site_folders import PooledPatients, write_site_folders
@@ -47,9 +48,7 @@ class SyntheticFederation(FrozenModel):
         return Study(
             name="synthetic",
             label=Label(name="label", classes=tuple(f"class_{k}" for k in range(self.classes))),
-            modalities=tuple(
-                Modality(name=name, kind="tabular", encoder="shared", columns=columns) for name in names
-            ),
+            modalities=tuple(TabularModality(name=name, encoder="shared", columns=columns) for name in names),
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import train_test_split
 
+from flexmoe_core.modalities.tabular import TabularModality
 from flexmoe_core.randomness import numpy_generator
 from flexmoe_core.study import load_study
 from simulations.datasets.modality_files import TabularData
@@ -60,6 +61,7 @@ def load_uci_heart(protocol: Protocol, seed: int, validation: float = 0.15) -> P
             table[[column.name for column in modality.columns]], MISSING.get(modality.name, {})
         )
         for modality in study.modalities
+        if isinstance(modality, TabularModality)
     }
     return PooledPatients(study, patients.assign(split=split), modalities)
 

@@ -37,10 +37,10 @@ def written(site: SiteFolder, tmp_path: Path) -> tuple[Path, Bundle]:
         inputs=inputs,
         prior=(0.25, 0.75),
         rounds=3,
-        columns=dict(data.columns),
+        preprocessing=dict(data.preprocessing),
     )
     draw = np.random.default_rng(5).normal
-    slopes = {one.name: draw(size=(one.features, 2)) for one in inputs}
+    slopes = {one.name: draw(size=(*one.shape, 2)) for one in inputs}
     effect = SiteEffect(model.modalities, 0.6, draw(size=2), draw(size=(len(model.modalities), 2)), slopes)
     write_bundle(tmp_path / "bundle", model, effect, facts)
     return tmp_path / "bundle", Bundle(facts, model, effect, "")
@@ -124,5 +124,5 @@ def test_facts_or_weights_of_another_version_are_refused_in_words(written: tuple
 def test_the_facts_can_be_read_without_us(written: tuple[Path, Bundle]) -> None:
     arrays, facts = read_checkpoint(written[0] / "model")
     assert facts["site"] == "cleveland"
-    assert facts["columns"]["labs"][0]["unit"] == "mg/dl"
+    assert facts["preprocessing"]["labs"]["columns"][0]["unit"] == "mg/dl"
     assert "head.bias" in arrays

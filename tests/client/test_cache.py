@@ -20,8 +20,8 @@ def kept(tmp_path: Path) -> Path:
 def same(one: SiteData, other: SiteData) -> bool:
     pairs = [(one.cohorts[split], other.cohorts[split]) for split in one.cohorts]
     return (
-        (one.name, one.public, one.modalities, one.columns, one.ids)
-        == (other.name, other.public, other.modalities, other.columns, other.ids)
+        (one.name, one.public, one.modalities, one.preprocessing, one.ids)
+        == (other.name, other.public, other.modalities, other.preprocessing, other.ids)
         and list(one.cohorts) == list(other.cohorts)
         and all(
             torch.equal(a.labels_B, b.labels_B)

@@ -1,6 +1,7 @@
 import copy
 import tomllib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.manifest import read_manifest, site_file, study_problems
+from client.entries import read_site_manifest, study_problems
+from client.manifest import site_file
 from client.site_data import read_site
+from client.tabular import TabularEntry
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import Study, load_study
 from tests.client.conftest import MANIFEST, STUDY, SiteFolder, make_site
@@ -17,19 +20,20 @@ from tests.client.conftest import MANIFEST, STUDY, SiteFolder, make_site
 
 def manifest_problems(site: SiteFolder) -> tuple[Problem, ...]:
     with pytest.raises(InputError) as caught:
-        read_manifest(site.path)
+        read_site_manifest(site.path, site.study())
     return caught.value.problems
 
 
 def test_a_good_manifest_is_read(site: SiteFolder) -> None:
-    manifest = read_manifest(site.path)
-    history, labs, scan = manifest.modalities
+    declared = read_site_manifest(site.path, site.study())
+    manifest = declared.manifest
+    history, labs, scan = (entry for entry in declared.entries if isinstance(entry, TabularEntry))
     assert (manifest.site.name, manifest.site.label, manifest.site.split) == ("cleveland", None, "split")
     assert history.columns["sex"].column == "gender"
     assert history.columns["sex"].missing == ("9.0",)
     assert (labs.missing, labs.columns["chol"].column) == (("", "?"), "serum_chol")
     assert [(column.name, column.column) for column in scan.definitions] == [("volume", "vol"), ("device", None)]
-    assert study_problems(manifest, site.study(), "site.toml") == []
+    assert study_problems(declared, site.study(), "site.toml") == []
 
 
 @pytest.mark.parametrize(
@@ -100,7 +104,7 @@ def test_manifests_that_do_not_fit_the_study(
     site: SiteFolder, old: str, new: str, place: str, what: str, remedy: str
 ) -> None:
     site.edit("site.toml", old, new)
-    (problem,) = study_problems(read_manifest(site.path), site.study(), "site.toml")
+    (problem,) = study_problems(read_site_manifest(site.path, site.study()), site.study(), "site.toml")
     assert (problem.place, problem.what, problem.remedy) == (place, what, remedy)
 
 
@@ -108,7 +112,7 @@ def test_columns_stand_where_the_encoder_says(site: SiteFolder) -> None:
     shared, local = STUDY.split("[[modality]]")[2], STUDY.split("[[modality]]")[3]
     swapped = local.replace("scan", "labs"), shared.replace("labs", "scan")
     site.write("study.toml", STUDY.replace(shared, swapped[0]).replace(local, swapped[1]))
-    found = study_problems(read_manifest(site.path), site.study(), "site.toml")
+    found = study_problems(read_site_manifest(site.path, site.study()), site.study(), "site.toml")
     assert [(problem.place, problem.what) for problem in found] == [
         ("modality.labs.columns", "maps columns that the study does not define"),
         ("modality.labs.column", "is missing"),
@@ -117,9 +121,9 @@ def test_columns_stand_where_the_encoder_says(site: SiteFolder) -> None:
 
 
 def test_full_patients_need_every_modality(site: SiteFolder) -> None:
-    manifest = read_manifest(site.path)
-    fewer = manifest.model_copy(update={"modalities": manifest.modalities[:2]})
-    (problem,) = study_problems(fewer, site.study(), "site.toml")
+    declared = read_site_manifest(site.path, site.study())
+    fewer = declared.manifest.model_copy(update={"modalities": declared.manifest.modalities[:2]})
+    (problem,) = study_problems(replace(declared, manifest=fewer), site.study(), "site.toml")
     assert problem.place == "public.full_modality"
 
 

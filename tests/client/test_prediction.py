@@ -37,7 +37,7 @@ def patients(bundle: Bundle, *masks: int) -> Cohort:
         .reshape(len(masks), MODALITIES)
     )
     inputs = {
-        one.name: torch.randn(len(masks), one.features, generator=generator) * observed_BM[:, m, None]
+        one.name: torch.randn(len(masks), *one.shape, generator=generator) * observed_BM[:, m, None]
         for m, one in enumerate(bundle.facts.inputs)
     }
     return Cohort(inputs, observed_BM, torch.zeros(len(masks), dtype=torch.int64))

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from flexmoe_core.errors import Problem
+from flexmoe_core.modalities.tabular import TabularPreprocessing
 from tests.client.conftest import SiteFolder
 
 SECRET = "87310"
@@ -14,7 +15,7 @@ def test_a_good_folder_becomes_cohorts(site: SiteFolder) -> None:
     data = site.read()
     assert (data.name, data.public.patients, data.public.full_modality) == ("cleveland", 6, True)
     assert data.modalities == ("history", "labs", "scan")
-    assert data.widths == {"history": 5, "labs": 2, "scan": 5}
+    assert data.shapes == {"history": (5,), "labs": (2,), "scan": (5,)}
     assert data.ids == {"train": ("p1", "p2", "p5"), "validation": ("p3",), "test": ("p4", "p6")}
     train = data.cohorts["train"]
     assert train.labels_B.tolist() == [0, 1, 1]
@@ -38,7 +39,9 @@ def test_a_row_without_any_value_is_not_observed_and_zero(site: SiteFolder) -> N
 
 def test_a_local_encoder_is_scaled_by_training_patients_alone(site: SiteFolder) -> None:
     data = site.read(("validation",))
-    assert data.columns["scan"][0].model_dump()["range"] == (0, 40)  # training values 10 and 30, not 50
+    scan = data.preprocessing["scan"]
+    assert isinstance(scan, TabularPreprocessing)
+    assert scan.columns[0].model_dump()["range"] == (0, 40)  # training values 10 and 30, not 50
     assert data.cohorts["validation"].inputs["scan"].tolist() == [[3, 0, 0, 1, 0]]
     assert data.preprocessing == site.read(("test",)).preprocessing
 
@@ -51,7 +54,7 @@ def test_a_shared_modality_that_the_site_lacks_is_encoded_for_nobody(site: SiteF
     site.write("site.toml", first + rest[rest.index("[[modality]]") :])
     data = site.read(("train",))
     assert data.modalities == ("history", "scan")
-    assert data.widths["labs"] == 2
+    assert data.shapes["labs"] == (2,)
     assert not data.cohorts["train"].observed_BM[:, 1].any()
     assert torch.equal(data.cohorts["train"].inputs["labs"], torch.zeros(3, 2))
 

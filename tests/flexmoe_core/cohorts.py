@@ -68,7 +68,7 @@ def random_model(
 ) -> FlexMoe:
     """A tiny model whose every parameter is random, so that nothing is hidden by a zero."""
     names = modality_names(table.modalities)
-    inputs = [ModalityInput(name, "tabular", FEATURES) for name in names]
+    inputs = [ModalityInput(name, "tabular", (FEATURES,)) for name in names]
     model = build_model(names, inputs, classes, table, tiny(**settings), seed).to(dtype)
     randomize(model, seed)
     return model

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexmoe_core.features import encode, encode_categorical, encode_numeric, fit_numeric
-from flexmoe_core.study import CategoricalColumn, NumericColumn
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn
 
 AGE = NumericColumn(name="age", range=(20, 100))
 SEX = CategoricalColumn(name="sex", categories=("female", "male"))

@@ -25,8 +25,9 @@ from flexmoe_core.messages import (
     decode,
     encode,
 )
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality
 from flexmoe_core.settings import MethodSettings, ModelSettings, paper
-from flexmoe_core.study import CategoricalColumn, Label, Modality, NumericColumn, Study
+from flexmoe_core.study import Label, Study
 from flexmoe_core.validation import FrozenModel
 from tests.flexmoe_core.cohorts import TINY, table_of
 
@@ -34,10 +35,9 @@ STUDY = Study(
     name="heart",
     label=Label(name="disease", classes=("no", "yes")),
     modalities=(
-        Modality(name="labs", kind="tabular", encoder="local"),
-        Modality(
+        TabularModality(name="labs", encoder="local"),
+        TabularModality(
             name="ecg",
-            kind="tabular",
             encoder="shared",
             columns=(
                 NumericColumn(name="rate", unit="1/min", range=(40, 200)),

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import NO_SLOT, CombinationTable
 from flexmoe_core.features import encode_numeric
+from flexmoe_core.modalities.tabular import NumericColumn
 from flexmoe_core.model import FlexMoe, ModalityInput, Output, build_model, load_parameters
-from flexmoe_core.study import NumericColumn
 from tests.flexmoe_core.cohorts import (
     FEATURES,
     generator,
@@ -103,7 +103,7 @@ def test_a_missing_value_of_an_observed_modality_is_zero_and_a_flag() -> None:
     features_BF = encode_numeric(column, torch.tensor([50.0, torch.nan], dtype=torch.float64))
     assert features_BF.tolist() == [[0.0, 0.0], [0.0, 1.0]]
     table = table_of([1], 1)
-    model = build_model(["age"], [ModalityInput("age", "tabular", 2)], 2, table, tiny(), 0)
+    model = build_model(["age"], [ModalityInput("age", "tabular", (2,))], 2, table, tiny(), 0)
     cohort = Cohort({"age": features_BF}, torch.ones(2, 1, dtype=torch.bool), torch.zeros(2, dtype=torch.int64))
     logits_BY = run(model, cohort, table).logits_BY
     assert not torch.equal(logits_BY[0], logits_BY[1])
@@ -305,7 +305,7 @@ def test_zero_fill_bank_ignores_the_combination() -> None:
 
 
 def build(seed: int, names: Sequence[str] = ("a", "b"), **options: object) -> FlexMoe:
-    inputs = [ModalityInput(name, "tabular", FEATURES) for name in names]
+    inputs = [ModalityInput(name, "tabular", (FEATURES,)) for name in names]
     return build_model(names, inputs, 2, table_of([1], len(names)), tiny(**options), seed)
 
 

@@ -5,7 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flexmoe_core.errors import InputError
-from flexmoe_core.study import CategoricalColumn, Label, Modality, NumericColumn, Study, load_study
+from flexmoe_core.modalities.embedding import EmbeddingModality, EmbeddingPreprocessing
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality
+from flexmoe_core.study import Label, Study, load_study
 
 GOOD = """
 [study]
@@ -47,22 +49,22 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         name="uci-heart",
         label=Label(name="disease", classes=("absent", "present")),
         modalities=(
-            Modality(
+            TabularModality(
                 name="history",
-                kind="tabular",
                 encoder="shared",
                 columns=(
                     NumericColumn(name="age", unit="years", range=(20, 90)),
                     CategoricalColumn(name="sex", categories=("female", "male")),
                 ),
             ),
-            Modality(name="labs", kind="tabular", encoder="local"),
+            TabularModality(name="labs", encoder="local"),
         ),
         combinations=(("history", "labs"),),
     )
-    assert study.modality("history").width == 5
+    assert study.modality("history").shape == (5,)
+    assert [modality.contents for modality in study.modalities] == ["age, sex", ""]
     with pytest.raises(ValueError, match="its site only"):
-        _ = study.modality("labs").width
+        _ = study.modality("labs").shape
 
 
 @pytest.mark.parametrize(
@@ -107,9 +109,53 @@ def test_broken_files(tmp_path: Path, old: str, new: str, place: str, what: str)
     assert any(what in problem.what for problem in found), caught.value.problems
 
 
+SCAN = """
+[[modality]]
+name = "scan"
+kind = "embedding"
+encoder = "shared"
+size = 76
+range = [0, 1023]
+"""
+
+
+def test_an_embedding_is_declared_by_size_and_range(tmp_path: Path) -> None:
+    study = load(GOOD + SCAN, tmp_path)
+    scan = EmbeddingModality(name="scan", encoder="shared", size=76, range=(0, 1023))
+    assert study.modality("scan") == scan
+    assert (scan.shape, scan.contents) == ((76,), "76 numbers")
+    assert scan.preprocessing == EmbeddingPreprocessing(ranges=((0, 1023),) * 76)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "what", "remedy"),
+    [
+        ("size = 76", "", "modality.scan.size", "is missing", "Declare it"),
+        ("range = [0, 1023]", "", "modality.scan.range", "is missing", "Declare it"),
+        ('"shared"', '"local"', "modality.scan.size", "not allowed with a local", "Remove it"),
+        ('"shared"', '"local"', "modality.scan.range", "not allowed with a local", "Remove it"),
+        ("size = 76", "size = 0", "modality.scan.size", "greater than or equal to 1", "Correct it"),
+        ("size = 76", "size = 70000", "modality.scan.size", "less than or equal to 65536", "Correct it"),
+        ("size = 76", "size = true", "modality.scan.size", "valid integer", "Correct it"),
+        ("size = 76", 'size = "76"', "modality.scan.size", "valid integer", "Correct it"),
+        ("[0, 1023]", "[5, 5]", "modality.scan.range", "is empty", "lower limit first"),
+        ("size = 76", "size = 76\nsise = 76", "modality.scan.sise", "is not a known key", "Did you mean 'size'?"),
+        ("size = 76", "size = 76\ncolumn = []", "modality.scan.column", "is not a known key", "Valid here: encoder"),
+        ('"embedding"', '"embeding"', "modality.scan.kind", "'tabular', 'embedding'", "Correct it"),
+        ('kind = "embedding"', "", "modality.scan.kind", "is missing", "Add it"),
+    ],
+)
+def test_broken_embeddings(tmp_path: Path, old: str, new: str, place: str, what: str, remedy: str) -> None:
+    assert old in SCAN
+    with pytest.raises(InputError) as caught:
+        load(GOOD + SCAN.replace(old, new), tmp_path)
+    found = [problem for problem in caught.value.problems if problem.place == place]
+    assert any(what in problem.what and remedy in problem.remedy for problem in found), caught.value.problems
+
+
 @pytest.mark.parametrize("count", [0, 63])
 def test_a_study_has_1_to_62_modalities(count: int) -> None:
-    modalities = tuple(Modality(name=f"m{place}", kind="tabular", encoder="local") for place in range(max(count, 62)))
+    modalities = tuple(TabularModality(name=f"m{place}", encoder="local") for place in range(max(count, 62)))
     fields = {"name": "s", "label": {"name": "y", "classes": ("a", "b")}}
     assert len(Study.model_validate(fields | {"modalities": modalities[:62]}).modalities) == 62
     with pytest.raises(ValueError, match=f"lists {count} modalities"):
@@ -121,29 +167,41 @@ WORDS = st.text(st.characters(codec="utf-8", categories=("L", "N", "P", "S")), m
 LIMITS = st.lists(st.floats(-1e15, 1e15), min_size=2, max_size=2).filter(lambda pair: pair[1] - pair[0] > 1e-9)
 
 
+ENCODERS = st.sampled_from(["shared", "local"])
+
+
+@st.composite
+def tables(draw: st.DrawFn, name: str) -> TabularModality:
+    columns: list[NumericColumn | CategoricalColumn] = []
+    encoder = draw(ENCODERS)
+    for column in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)) if encoder == "shared" else []:
+        if draw(st.booleans()):
+            low, high = draw(LIMITS)
+            columns.append(NumericColumn(name=column, unit=draw(st.text(max_size=4)), range=(low, high)))
+        else:
+            categories = tuple(draw(st.lists(WORDS, min_size=1, max_size=4, unique=True)))
+            columns.append(CategoricalColumn(name=column, categories=categories))
+    return TabularModality(name=name, encoder=encoder, columns=tuple(columns))
+
+
+@st.composite
+def embeddings(draw: st.DrawFn, name: str) -> EmbeddingModality:
+    if draw(ENCODERS) == "local":
+        return EmbeddingModality(name=name, encoder="local")
+    low, high = draw(LIMITS)
+    return EmbeddingModality(name=name, encoder="shared", size=draw(st.integers(1, 65536)), range=(low, high))
+
+
 @st.composite
 def studies(draw: st.DrawFn) -> Study:
     names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
-    modalities = []
-    for name in names:
-        encoder = draw(st.sampled_from(["shared", "local"]))
-        columns: list[NumericColumn | CategoricalColumn] = []
-        if encoder == "shared":
-            for column in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
-                if draw(st.booleans()):
-                    low, high = draw(LIMITS)
-                    columns.append(NumericColumn(name=column, unit=draw(st.text(max_size=4)), range=(low, high)))
-                else:
-                    categories = tuple(draw(st.lists(WORDS, min_size=1, max_size=4, unique=True)))
-                    columns.append(CategoricalColumn(name=column, categories=categories))
-        section = {"name": name, "kind": "tabular", "encoder": encoder, "columns": tuple(columns)}
-        modalities.append(Modality.model_validate(section))
+    modalities = tuple(draw(st.one_of(tables(name), embeddings(name))) for name in names)
     sets = draw(st.lists(st.frozensets(st.sampled_from(names), min_size=1), max_size=3, unique=True))
     classes = tuple(draw(st.lists(WORDS, min_size=2, max_size=4, unique=True)))
     return Study(
         name=draw(NAMES),
         label=Label(name=draw(NAMES), classes=classes),
-        modalities=tuple(modalities),
+        modalities=modalities,
         combinations=tuple(tuple(sorted(members)) for members in sets),
     )
 
@@ -152,7 +210,8 @@ def studies(draw: st.DrawFn) -> Study:
 @settings(max_examples=40, deadline=None)
 def test_text_forms_round_trip(tmp_path_factory: pytest.TempPathFactory, study: Study) -> None:
     assert load(study.to_toml(), tmp_path_factory.mktemp("study")) == study
-    assert Study.from_json(study.to_json()) == study
+    again = Study.from_json(study.to_json())
+    assert (again, again.to_json()) == (study, study.to_json())
 
 
 @given(studies(), st.data())

@@ -17,19 +17,18 @@ from flwr.supercore.task_identity import TaskIdentity
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.evaluation import CellResult, cells_to_arrays
 from flexmoe_core.messages import FinishReply, Terms, encode
+from flexmoe_core.modalities.tabular import NumericColumn, TabularModality
 from flexmoe_core.naming import with_prefix
 from flexmoe_core.scores import Scores
 from flexmoe_core.settings import MethodSettings
-from flexmoe_core.study import Label, Modality, NumericColumn, Study
+from flexmoe_core.study import Label, Study
 
 MODALITIES = ("history", "labs")
 STUDY = Study(
     name="scripted",
     label=Label(name="outcome", classes=("no", "yes")),
     modalities=tuple(
-        Modality(
-            name=name, kind="tabular", encoder="shared", columns=(NumericColumn(name="value", range=(0.0, 1.0)),)
-        )
+        TabularModality(name=name, encoder="shared", columns=(NumericColumn(name="value", range=(0.0, 1.0)),))
         for name in MODALITIES
     ),
 )

@@ -12,9 +12,10 @@ import numpy as np
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.evaluation import CellResult
 from flexmoe_core.messages import HandshakeReply
+from flexmoe_core.modalities.tabular import NumericColumn, TabularModality
 from flexmoe_core.score_metrics import log_loss, summary
 from flexmoe_core.scores import Scores
-from flexmoe_core.study import Label, Modality, NumericColumn, Study
+from flexmoe_core.study import Label, Study
 from server.metrics import Cells, Results
 from server.replies import total_scores
 from server.run_store import RunStore
@@ -78,9 +79,8 @@ def tiny_cell(positives: int, negatives: int, experts: int = 8) -> CellResult:
 
 def _study(made: Fabrication) -> Study:
     modalities = tuple(
-        Modality(
+        TabularModality(
             name=name,
-            kind="tabular",
             encoder="shared",
             columns=(NumericColumn(name=f"{name}-value", range=(0.0, 1.0)),),
         )

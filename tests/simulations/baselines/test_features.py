@@ -4,15 +4,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from client.entries import ENTRIES
 from flexmoe_core.cohort import Cohort
-from flexmoe_core.study import CategoricalColumn, Label, Modality, NumericColumn, Study
-from simulations.baselines.features import all_missing, flat_features, pooled_features, site_features
+from flexmoe_core.encoders.registry import ENCODERS
+from flexmoe_core.modalities.embedding import EmbeddingModality
+from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality, TabularPreprocessing
+from flexmoe_core.study import Label, Study
+from simulations.baselines.features import FLATTENERS, all_missing, flat_features, pooled_features, site_features
 from tests.simulations.baselines.patients import prepared
 
-SHARED = Modality(
-    name="labs", kind="tabular", encoder="shared", columns=(NumericColumn(name="sodium", range=(0, 1)),)
-)
-LOCAL = Modality(name="scan", kind="tabular", encoder="local")
+SHARED = TabularModality(name="labs", encoder="shared", columns=(NumericColumn(name="sodium", range=(0, 1)),))
+LOCAL = TabularModality(name="scan", encoder="local")
 STUDY = Study(name="s", label=Label(name="y", classes=("no", "yes")), modalities=(SHARED, LOCAL))
 
 
@@ -22,19 +25,31 @@ def cohort(scan_width: int, scans: float) -> Cohort:
     return Cohort(inputs, torch.tensor([[True, True], [False, False]]), torch.tensor([0, 1]))
 
 
-def columns(scans: int) -> dict[str, tuple[NumericColumn | CategoricalColumn, ...]]:
+def preprocessing(scans: int) -> dict[str, AnyPreprocessing]:
     own = tuple(NumericColumn(name=f"scan_{place}", range=(0, 1)) for place in range(scans))
-    return {"labs": SHARED.columns, "scan": own}
+    return {"labs": SHARED.preprocessing, "scan": TabularPreprocessing(columns=own)}
 
 
 def test_a_missing_modality_sets_the_missing_flag_of_each_of_its_columns() -> None:
-    x_BF = flat_features(cohort(2, 3.0), STUDY, columns(1), STUDY.modality_names)
+    x_BF = flat_features(cohort(2, 3.0), STUDY, preprocessing(1), STUDY.modality_names)
     assert x_BF.tolist() == [[0.5, 0.0, 3.0, 3.0], [0.0, 1.0, 0.0, 1.0]]
 
 
 def test_a_column_of_categories_has_one_missing_flag() -> None:
     column = CategoricalColumn(name="sex", categories=("female", "male"))
     assert all_missing((column, SHARED.columns[0])).tolist() == [0.0, 0.0, 1.0, 0.0, 1.0]
+
+
+def test_a_vector_has_one_missing_flag() -> None:
+    views = EmbeddingModality(name="view", encoder="shared", size=2, range=(0, 1))
+    study = Study(name="s", label=STUDY.label, modalities=(views,))
+    seen = Cohort({"view": torch.tensor([[0.5, 3.0], [9.0, 9.0]])}, torch.tensor([[True], [False]]), torch.zeros(2))
+    x_BF = flat_features(seen, study, {"view": views.preprocessing}, ("view",))
+    assert x_BF.tolist() == [[0.5, 3.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_every_kind_is_flattened() -> None:
+    assert FLATTENERS.keys() == ENCODERS.keys() == ENTRIES.keys()
 
 
 def test_a_modality_without_columns_gives_nothing() -> None:
@@ -45,7 +60,7 @@ def test_a_modality_without_columns_gives_nothing() -> None:
 def test_pooled_hospitals_share_shared_columns_and_keep_local_ones_apart(tmp_path: Path) -> None:
     _, _, sites = prepared(tmp_path / "study")
     one, two = (
-        replace(data, cohorts={"train": cohort(2 * scans, 2.0 + scans)}, columns=columns(scans))
+        replace(data, cohorts={"train": cohort(2 * scans, 2.0 + scans)}, preprocessing=preprocessing(scans))
         for data, scans in zip(sites.values(), (1, 2), strict=True)
     )
     pooled = pooled_features({"one": one, "two": two}, STUDY, ("train",))

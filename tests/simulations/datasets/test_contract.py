@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from client.manifest import read_manifest, site_file, study_problems
+from client.entries import read_site_manifest, study_problems
+from client.manifest import site_file
 from flexmoe_core.study import load_study
 from simulations.datasets.synthetic import prepare_synthetic
 from simulations.datasets.uci_heart import prepare_uci_heart
@@ -21,8 +22,8 @@ def test_every_site_folder_fits_the_study(tmp_path: Path, dataset: str) -> None:
     folders = [path for path in out.iterdir() if path.is_dir()]
     assert len(folders) >= 3
     for folder in folders:
-        manifest = read_manifest(folder)
-        assert manifest.site.name == folder.name
-        assert study_problems(manifest, study, "site.toml") == []
-        for entry in manifest.modalities:
-            assert site_file(folder, entry.file, "modality").is_file()
+        declared = read_site_manifest(folder, study)
+        assert declared.manifest.site.name == folder.name
+        assert study_problems(declared, study, "site.toml") == []
+        for file in declared.files(folder):
+            assert site_file(folder, file, "modality").is_file()

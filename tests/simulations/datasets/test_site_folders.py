@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 
 from flexmoe_core.errors import InputError
-from flexmoe_core.study import Label, Modality, NumericColumn, Study, load_study
+from flexmoe_core.modalities.tabular import NumericColumn, TabularModality
+from flexmoe_core.study import Label, Study, load_study
 from simulations.datasets import site_folders
 from simulations.datasets.modality_files import TabularData
 from simulations.datasets.site_folders import PooledPatients, one_significant_figure, write_site_folders
@@ -22,9 +23,7 @@ def pooled() -> PooledPatients:
         name="two-sites",
         label=Label(name="label", classes=("no", "yes")),
         modalities=tuple(
-            Modality(
-                name=name, kind="tabular", encoder="shared", columns=(NumericColumn(name=name, range=(0.0, 9.0)),)
-            )
+            TabularModality(name=name, encoder="shared", columns=(NumericColumn(name=name, range=(0.0, 9.0)),))
             for name in ("blood", "scan")
         ),
     )

@@ -6,7 +6,8 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from flexmoe_core.errors import InputError
-from flexmoe_core.study import NumericColumn, load_study
+from flexmoe_core.modalities.tabular import NumericColumn, TabularModality
+from flexmoe_core.study import load_study
 from simulations.datasets.modality_files import TabularData
 from simulations.datasets.site_folders import PooledPatients
 from simulations.datasets.synthetic import SIGNALS, SyntheticFederation, generate, prepare_synthetic
@@ -44,6 +45,7 @@ def test_classes_are_about_equally_frequent() -> None:
 def test_values_stand_within_the_declared_ranges_and_categories() -> None:
     pooled = generate(federation(patients_per_site=1000))
     for modality in pooled.study.modalities:
+        assert isinstance(modality, TabularModality)
         for column in modality.columns:
             values = table_of(pooled, modality.name)[column.name].dropna()
             if isinstance(column, NumericColumn):

@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from flexmoe_core.study import CategoricalColumn, NumericColumn, load_study
+from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn
+from flexmoe_core.study import load_study
 from simulations.datasets.uci_heart import DATA, FLAMBY_DROPS, MISSING, read_table
 
 MEASURED = [

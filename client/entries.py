@@ -1,0 +1,77 @@
+"""The modalities of a site.toml, each read by the entry of its kind."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from client.embedding import EmbeddingEntry
+from client.manifest import MANIFEST_FILE, Manifest
+from client.modality_entry import ModalityEntry
+from client.tabular import TabularEntry
+from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.study import Study
+from flexmoe_core.validation import Finding, parse_toml, suggestion, validate
+
+ENTRIES: Mapping[str, type[ModalityEntry]] = MappingProxyType({"tabular": TabularEntry, "embedding": EmbeddingEntry})
+
+
+@dataclass(frozen=True)
+class SiteManifest:
+    """A site.toml with the entries of those of its modalities that the study has, in the study's order."""
+
+    manifest: Manifest
+    entries: tuple[ModalityEntry, ...]
+
+    def files(self, folder: Path) -> tuple[str, ...]:
+        """The names of all data files. May raise InputError or OSError."""
+        return self.manifest.site.patients, *(name for entry in self.entries for name in entry.files(folder))
+
+
+def read_site_manifest(folder: Path, study: Study) -> SiteManifest:
+    """The site.toml of a site folder. Raises InputError with every problem of its keys."""
+    file = str(folder / MANIFEST_FILE)
+    sections = parse_toml(folder / MANIFEST_FILE)
+    problems: list[Problem] = []
+    entries = []
+    for name, keys in _known(sections, study).items():
+        try:
+            entries.append(validate(keys, ENTRIES[study.modality(name).kind], file, f"modality.{name}"))
+        except InputError as error:
+            problems.extend(error.problems)
+    try:
+        manifest = validate(sections, Manifest, file)
+    except InputError as error:
+        raise InputError([*error.problems, *problems]) from None
+    if problems:
+        raise InputError(problems)
+    return SiteManifest(manifest, tuple(entries))
+
+
+def study_problems(declared: SiteManifest, study: Study, file: str) -> list[Problem]:
+    """Everything in which a manifest does not fit the study; ``file`` names the manifest."""
+    findings: list[Finding] = []
+    by_name = {entry.name: entry for entry in declared.entries}
+    for listed in declared.manifest.modalities:
+        place = f"modality.{listed.name}"
+        if listed.name not in by_name:
+            remedy = suggestion(listed.name, study.modality_names)
+            findings.append(Finding("is not a modality of the study", remedy, place))
+        else:
+            found = by_name[listed.name].findings(study.modality(listed.name))
+            findings.extend(finding._replace(place=f"{place}.{finding.place}") for finding in found)
+    if declared.manifest.public.full_modality and len(declared.manifest.modalities) < len(study.modalities):
+        remedy = "Set it to false, or list every modality."
+        findings.append(Finding("is true, but the site lacks a modality", remedy, "public.full_modality"))
+    return [Problem(file, finding.place, finding.what, finding.remedy) for finding in findings]
+
+
+def _known(sections: Mapping[str, Any], study: Study) -> dict[str, Any]:
+    """The tables of modalities that the study has, by name, in the study's order."""
+    listed = sections.get("modality")
+    tables = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    by_name = {one["name"]: one for one in tables if isinstance(one.get("name"), str)}
+    return {name: by_name[name] for name in study.modality_names if name in by_name}

@@ -1,0 +1,106 @@
+"""What site.toml says of a table: which of its columns stand for which of the study's, or what its own are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from client.manifest import LocalName
+from client.tables import canonical
+from flexmoe_core.modalities.tabular import CategoricalColumn, TabularModality, Words
+from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, repeated, suggestion
+
+
+def _spelling(value: object) -> str:
+    if not isinstance(value, str | int | float):
+        raise_if_any([Finding("is neither a text nor a number", "Write it as it stands in the file.")])
+    return canonical((str(value).lower() if isinstance(value, bool) else str(value)).strip())
+
+
+def _long_form(value: object) -> object:
+    return {"column": value} if isinstance(value, str) else value
+
+
+Spelling = Annotated[str, BeforeValidator(_spelling)]
+
+
+class ColumnMap(FrozenModel):
+    """Where a study column stands in the site's file, and how its cells are spelled.
+
+    ``missing`` holds further spellings of a missing cell; ``values`` gives the category of a local spelling.
+    """
+
+    column: LocalName | None = None
+    missing: tuple[Spelling, ...] = ()
+    values: dict[str, str] = Field(default_factory=dict)
+
+
+class LocalNumericColumn(ColumnMap):
+    """A measurement of a local encoder: its scale comes from the site's training patients."""
+
+    type: Literal["numeric"] = "numeric"
+    name: SafeName
+    unit: str = ""
+
+
+class LocalCategoricalColumn(ColumnMap):
+    """A categorical column of a local encoder."""
+
+    type: Literal["categorical"] = "categorical"
+    name: SafeName
+    categories: Annotated[Words, Field(min_length=1)]
+
+
+LocalColumn = Annotated[LocalNumericColumn | LocalCategoricalColumn, Field(discriminator="type")]
+
+
+class TableColumns(FrozenModel):
+    """A table's columns: their map (shared encoder) or definitions (local encoder)."""
+
+    missing: tuple[Spelling, ...] = ()
+    columns: dict[str, Annotated[ColumnMap, BeforeValidator(_long_form)]] = Field(default_factory=dict)
+    definitions: tuple[LocalColumn, ...] = Field(default=(), alias="column")
+
+    @model_validator(mode="after")
+    def _definitions_differ(self) -> TableColumns:
+        names = [column.name for column in self.definitions]
+        raise_if_any(Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names))
+        return self
+
+
+def column_findings(entry: TableColumns, modality: TabularModality) -> Iterator[Finding]:
+    """Everything in which they do not fit the study."""
+    if modality.encoder == "local":
+        if entry.columns:
+            remedy = "Define its columns with [[modality.column]]: its encoder is local."
+            yield Finding("maps columns that the study does not define", remedy, "columns")
+        if not entry.definitions:
+            yield Finding("is missing", "Define the columns of the local encoder.", "column")
+        for definition in entry.definitions:
+            categories = definition.categories if isinstance(definition, LocalCategoricalColumn) else None
+            yield from _value_findings(definition, categories, f"column.{definition.name}")
+        return
+    if entry.definitions:
+        remedy = "Map the study's columns in [modality.columns]: its encoder is shared."
+        yield Finding("defines columns that the study already defines", remedy, "column")
+    columns = {column.name: column for column in modality.columns}
+    for name, entry_map in entry.columns.items():
+        place = f"columns.{name}"
+        if name in columns:
+            column = columns[name]
+            categories = column.categories if isinstance(column, CategoricalColumn) else None
+            yield from _value_findings(entry_map, categories, place)
+        else:
+            yield Finding("is not a column of the study", suggestion(name, list(columns)), place)
+
+
+def _value_findings(entry_map: ColumnMap, categories: tuple[str, ...] | None, place: str) -> Iterator[Finding]:
+    if categories is None and entry_map.values:
+        yield Finding("is for categorical columns only", "Remove it.", f"{place}.values")
+    elif categories is not None:
+        for category in dict.fromkeys(entry_map.values.values()):
+            if category not in categories:
+                what = f"leads to the unknown category '{category}'"
+                yield Finding(what, suggestion(category, categories), f"{place}.values")

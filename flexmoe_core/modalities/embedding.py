@@ -1,0 +1,69 @@
+"""Embeddings: one precomputed vector per patient, such as an image model's or a language model's.
+
+Shapes: B patients, F numbers of the vector.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from flexmoe_core.modalities.base import Modality, Preprocessing
+from flexmoe_core.modalities.scale import Range, fitted_range, scaled
+from flexmoe_core.validation import raise_if_any
+
+LONGEST_VECTOR = 65_536
+
+Size = Annotated[int, Field(strict=True, ge=1, le=LONGEST_VECTOR)]
+
+
+class EmbeddingPreprocessing(Preprocessing):
+    """The range of each number of the vector: its limits become -2 and +2, and nothing is clipped."""
+
+    kind: Literal["embedding"] = "embedding"
+    ranges: tuple[Range, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(F,): the numbers of the vector."""
+        return (len(self.ranges),)
+
+    def encode(self, values_BF: Tensor) -> Tensor:
+        """(B, F) float64 as they stand in the file to (B, F) float32 on the model's scale."""
+        low_F, high_F = torch.tensor(self.ranges, dtype=torch.float64).unbind(dim=1)
+        return scaled(values_BF, (low_F, high_F)).float()
+
+    @classmethod
+    def fitted(cls, values_BF: Tensor) -> EmbeddingPreprocessing:
+        """A local encoder's, which standardizes each number over these training patients (float64, maybe none)."""
+        return cls(ranges=tuple(fitted_range(values_B) for values_B in values_BF.unbind(dim=1)))
+
+
+class EmbeddingModality(Modality):
+    """Vectors of one length; for a local encoder length and scale come from the site's own file."""
+
+    kind: Literal["embedding"] = "embedding"
+    size: Size | None = None
+    range: Range | None = None
+
+    @property
+    def contents(self) -> str:
+        """The length of the vector."""
+        return "" if self.size is None else f"{self.size} numbers"
+
+    @property
+    def preprocessing(self) -> EmbeddingPreprocessing:
+        """One range for all numbers. Raises ValueError for a local encoder."""
+        if self.size is None or self.range is None:
+            raise self._only_its_site_knows()
+        return EmbeddingPreprocessing(ranges=(self.range,) * self.size)
+
+    @model_validator(mode="after")
+    def _keys_fit_encoder(self) -> EmbeddingModality:
+        remedy = "Remove it: the site's own file says it. Or make the encoder shared."
+        given = {"size": self.size is not None, "range": self.range is not None}
+        raise_if_any(finding for key, has in given.items() for finding in self._key_findings(key, has, remedy))
+        return self

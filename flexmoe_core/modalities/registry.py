@@ -1,0 +1,13 @@
+"""The kinds of modality that a study can declare, told apart by their key ``kind``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from flexmoe_core.modalities.embedding import EmbeddingModality, EmbeddingPreprocessing
+from flexmoe_core.modalities.tabular import TabularModality, TabularPreprocessing
+
+AnyModality = Annotated[TabularModality | EmbeddingModality, Field(discriminator="kind")]
+AnyPreprocessing = Annotated[TabularPreprocessing | EmbeddingPreprocessing, Field(discriminator="kind")]
