@@ -5,26 +5,21 @@ A benchmark that was stopped goes on with the seeds that have no line yet.
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from multiprocessing import get_context
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
-
-from pydantic import ValidationError
 
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import FrozenModel
 from server.settings import RunSettings
 from simulations.comparison import ComparisonTable, compare
 from simulations.datasets.uci_heart import Protocol, prepare_uci_heart
+from simulations.results import RESULTS, append_line, read_lines, run_each
 from simulations.runs import simulate
 
-RESULTS = "results.jsonl"
 STUDY, RUN = "hospitals", "run"
 
 
@@ -62,8 +57,11 @@ def run_benchmark(
     for seed in seeds:
         if seed in stored:
             yield stored[seed], False
-    for result in _run_all(out, terms, [seed for seed in seeds if seed not in stored], processes):
-        _append(out / RESULTS, result)
+    wanted = [seed for seed in seeds if seed not in stored]
+    beside = processes > 1 and len(wanted) > 1
+    work = partial(run_seed, out, terms, processes=0 if beside else processes)
+    for result in run_each(work, wanted, processes):
+        append_line(out / RESULTS, result)
         yield result, True
 
 
@@ -88,45 +86,9 @@ def run_seed(out: Path, terms: BenchmarkTerms, seed: int, processes: int | None)
 
 
 def read_results(out: Path) -> list[SeedResult]:
-    """All whole lines; a last one that a kill cut short is removed. Raises InputError for any other bad line."""
-    file = out / RESULTS
-    if not file.exists():
-        return []
-    data = file.read_bytes()
-    whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
-        with file.open("r+b") as opened:
-            opened.truncate(len(whole))
-    results = []
-    for number, line in enumerate(whole.splitlines(), start=1):
-        try:
-            results.append(SeedResult.model_validate_json(line))
-        except ValidationError:
-            remedy = "Remove the line to run its seed again, or choose another --out folder."
-            raise InputError([Problem(str(file), f"line {number}", "is no result of a seed", remedy)]) from None
-    return results
-
-
-def _run_all(out: Path, terms: BenchmarkTerms, seeds: list[int], processes: int) -> Iterable[SeedResult]:
-    if processes < 2 or len(seeds) < 2:
-        yield from (run_seed(out, terms, seed, processes) for seed in seeds)
-        return
-    with ProcessPoolExecutor(min(processes, len(seeds)), mp_context=get_context("spawn")) as pool:
-        running = [pool.submit(run_seed, out, terms, seed, 0) for seed in seeds]
-        for future in as_completed(running):
-            if future.exception() is None:
-                yield future.result()
-        for future in running:  # a failed seed costs only itself; its error is raised once the others are kept
-            future.result()
+    """All results in a folder. Raises InputError for a line that is none."""
+    return read_lines(out / RESULTS, SeedResult)
 
 
 def _common(terms: BenchmarkTerms) -> BenchmarkTerms:
     return terms.model_copy(update={"settings": terms.settings.model_copy(update={"seed": 0})})
-
-
-def _append(file: Path, result: SeedResult) -> None:
-    line = json.dumps(result.model_dump(mode="json"), sort_keys=True)
-    with file.open("a") as opened:
-        opened.write(line + "\n")
-        opened.flush()
-        os.fsync(opened.fileno())

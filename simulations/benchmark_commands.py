@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.console import Console
 
 from flexmoe_core.checkpoint import write_atomic
-from flexmoe_core.errors import InputError, Problem
 from server.run_store import PUBLIC_MODE
 from server.settings import settings_with
 from simulations.benchmark import STUDY, BenchmarkTerms, run_benchmark
+from simulations.benchmark_options import Out, Overrides, Protocol, Seeds, Validation, parse_seeds
 from simulations.benchmark_summary import summary_markdown
 from simulations.datasets.commands import HeartProtocol
 from simulations.datasets.uci_heart import prepare_uci_heart
 from simulations.hidden_study import study_hidden
 from simulations.tables import hidden_table, print_comparison
+from simulations.variant_commands import variants
 
 benchmark = typer.Typer(no_args_is_help=True, help="Measure on real hospitals what the federation is worth.")
-
-Out = Annotated[Path, typer.Option(help="Folder for the results.")]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, e.g. method.model.width=64. Repeatable."),
-]
-Protocol = Annotated[
-    HeartProtocol,
-    typer.Option(help="flamby: FLamby's 254 test patients for every seed. all: another split of all 920 per seed."),
-]
-Validation = Annotated[float, typer.Option(help="Share of the other patients to hold out of training.")]
+benchmark.add_typer(variants, name="variants")
 
 
 @benchmark.command("uci-heart")
 def uci_heart(
     out: Out,
     protocol: Protocol = HeartProtocol.flamby,
-    seeds: Annotated[str, typer.Option(help="Such as 0-4 or 0,3,7.")] = "0-4",
+    seeds: Seeds = "0-4",
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Annotated[
@@ -91,15 +80,3 @@ def hidden(
             f"[yellow]No training patient lacks {name}: its token in {combinations} combinations was never trained."
         )
     console.print(f"Results   {out / 'hidden.json'}", highlight=False)
-
-
-def parse_seeds(text: str) -> list[int]:
-    """``0-2,5`` is 0, 1, 2, 5; raises InputError for anything else than such a list."""
-    seeds: list[int] = []
-    for part in text.split(","):
-        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
-        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
-        if first > last:
-            raise InputError([Problem("--seeds", part, "is neither a number nor a range", "Write 0-4 or 0,3,7.")])
-        seeds.extend(range(first, last + 1))
-    return list(dict.fromkeys(seeds))

@@ -166,9 +166,7 @@ def compare_predictions(
             for method, predictions in methods.items()
         }
         for method, predicted in of_method.items():
-            metrics = summary(Scores.of(predicted.probabilities_BY, predicted.labels_B))
-            known = {name: value for name, value in metrics.items() if name in Result.model_fields}
-            results.append(Result.model_validate({"site": site, "method": method, **known}))
+            results.append(result_of(site, method, predicted))
         if not _has_enough(of_method[first].labels_B, classes):
             continue
         for other in others:
@@ -180,6 +178,13 @@ def compare_predictions(
                     Difference(site=site, method=other, metric=metric, difference=difference, low=low, high=high)
                 )
     return ComparisonTable(results=tuple(results), differences=tuple(differences), chosen=dict(chosen))
+
+
+def result_of(site: str | None, method: str, predicted: SitePredictions) -> Result:
+    """The metrics of one method's predictions."""
+    metrics = summary(Scores.of(predicted.probabilities_BY, predicted.labels_B))
+    known = {name: value for name, value in metrics.items() if name in Result.model_fields}
+    return Result.model_validate({"site": site, "method": method, **known})
 
 
 def _differences(

@@ -1,4 +1,4 @@
-"""What the terminal shows while a federation trains: one bar, one round a step."""
+"""What the terminal shows of long work: one bar, a step for each round of a federation or each job of many."""
 
 from __future__ import annotations
 
@@ -30,6 +30,20 @@ def round_progress(console: Console, rounds: int) -> Iterator[Callable[[Mapping[
                 progress.update(task, completed=row["round"], stage=row["stage"], quality=_quality(row))
 
         yield observe
+
+
+@contextmanager
+def job_progress(console: Console, jobs: int) -> Iterator[Callable[[str], None]]:
+    """Gives what to call at the end of each job, with its name."""
+    columns = (
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[last]}", markup=False),
+    )
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("jobs", total=jobs, last="")
+        yield lambda name: progress.update(task, advance=1, last=name)
 
 
 def _troubles(row: Mapping[str, Any]) -> list[str]:

@@ -9,9 +9,11 @@ from typer.testing import CliRunner
 from flexmoe_core.errors import InputError, RunFailed
 from server.settings import settings_with
 from simulations import benchmark as module
-from simulations.benchmark import RESULTS, BenchmarkTerms, SeedResult, read_results, run_benchmark
-from simulations.benchmark_commands import benchmark, parse_seeds
+from simulations.benchmark import BenchmarkTerms, SeedResult, read_results, run_benchmark
+from simulations.benchmark_commands import benchmark
+from simulations.benchmark_options import parse_seeds
 from simulations.benchmark_summary import summary_markdown
+from simulations.results import RESULTS
 from tests.simulations.test_comparison import compared
 
 TERMS = BenchmarkTerms(protocol="all", validation=0.15, settings=settings_with([]))
@@ -80,7 +82,7 @@ def test_a_line_that_is_no_result_is_named(runs: Runs, tmp_path: Path) -> None:
     seeds_of(tmp_path, 0)
     with (tmp_path / RESULTS).open("a") as file:
         file.write("{}\n")
-    with pytest.raises(InputError, match="line 2: is no result of a seed"):
+    with pytest.raises(InputError, match="line 2: is no result of this benchmark"):
         read_results(tmp_path)
 
 

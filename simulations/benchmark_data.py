@@ -1,0 +1,54 @@
+"""The data sets of a benchmark: which patients a seed gives."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from flexmoe_core.validation import FrozenModel
+from simulations.datasets.site_folders import PooledPatients
+from simulations.datasets.synthetic import SyntheticFederation, generate
+from simulations.datasets.uci_heart import Protocol, load_uci_heart
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class UciHeart(FrozenModel):
+    """Four real hospitals, six modalities, missing as they truly are."""
+
+    dataset: Literal["uci-heart"] = "uci-heart"
+    protocol: Protocol
+    validation: Share
+
+    @property
+    def title(self) -> str:
+        """What a table calls it."""
+        return f"uci-heart, protocol {self.protocol}"
+
+    def load(self, seed: int) -> PooledPatients:
+        """The patients and their split."""
+        return load_uci_heart(self.protocol, seed, self.validation)
+
+
+class Synthetic(FrozenModel):
+    """Generated patients whose label needs every modality."""
+
+    dataset: Literal["synthetic"] = "synthetic"
+    sites: int = Field(ge=1)
+    modalities: int = Field(ge=1)
+    patients_per_site: int = Field(ge=1)
+    missing: float = Field(ge=0, le=1)
+
+    @property
+    def title(self) -> str:
+        """What a table calls it."""
+        return f"synthetic, {100 * self.missing:.3g}% missing"
+
+    def load(self, seed: int) -> PooledPatients:
+        """The patients and their split."""
+        sizes = self.model_dump(exclude={"dataset"})
+        return generate(SyntheticFederation(**sizes, classes=2, seed=seed))
+
+
+DataSet = Annotated[UciHeart | Synthetic, Field(discriminator="dataset")]
