@@ -16,7 +16,8 @@ from flexmoe_core.curriculum import is_specialized
 from flexmoe_core.evaluation import Predictions, predict
 from flexmoe_core.model import FlexMoe
 from flexmoe_core.settings import SiteSettings
-from flexmoe_core.site_effect import SiteEffect, fit_effect, fit_intercept
+from flexmoe_core.site_effect import SiteEffect
+from flexmoe_core.site_fit import fit_effect, fit_intercept
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,9 @@ from flexmoe_core.validation import FrozenModel
 
 ALIGNMENT = 8
 """Grouped matrix products need rows of a multiple of 16 bytes, also in bfloat16."""
+
+
+Spread = Annotated[float, Field(gt=0, le=100)]
 
 
 class ModelSettings(FrozenModel):
@@ -71,7 +74,9 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     learning_rate: float = Field(default=7e-4, gt=0)
     weight_decay: float = Field(default=1.0, ge=0)
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
-    bias_rate: float = Field(default=0.01, ge=0, description="step of an expert's bias, in logits, with balancing by bias")
+    bias_rate: float = Field(
+        default=0.01, ge=0, description="step of an expert's bias, in logits, with balancing by bias"
+    )
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16"] = Field(
@@ -93,10 +98,12 @@ class CurriculumSettings(FrozenModel):
 
 
 class SiteSettings(FrozenModel):
-    """What a site makes of the shared model for its own patients: prior spreads in logits, 0 for none."""
+    """What a site makes of the shared model for its own patients. Spreads are prior ones, in logits."""
 
-    intercept: float = Field(default=1.0, ge=0, le=100, description="spread of a site's own intercept")
-    regression: float = Field(default=1.4, ge=0, le=100, description="spread of a site's own regression")
+    intercept: float = Field(default=1.0, ge=0, le=100, description="spread of a site's own intercept; 0: none")
+    regression: tuple[Spread, ...] = Field(
+        default=(0.5, 0.7, 1.0, 1.4, 2.0), description="spreads of its own regression to choose from; none: none"
+    )
 
 
 class MethodSettings(FrozenModel):
@@ -134,7 +141,7 @@ def paper() -> MethodSettings:
         ),
         losses=LossSettings(rehearsal=0.0),
         training=TrainingSettings(learning_rate=1e-4, weight_decay=0.01, bank_decay=0.01, batch_size=8),
-        site=SiteSettings(intercept=0.0, regression=0.0),
+        site=SiteSettings(intercept=0.0, regression=()),
     )
 
 

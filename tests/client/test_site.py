@@ -17,7 +17,7 @@ from flexmoe_core.groups import Group
 from flexmoe_core.messages import FinishReply, HandshakeReply, TrainReply, decode
 from flexmoe_core.naming import under_prefix
 from flexmoe_core.settings import SiteSettings
-from flexmoe_core.site_effect import fit_effect
+from flexmoe_core.site_fit import fit_effect
 from tests.client.conftest import SiteFolder
 from tests.client.coordinator import METHOD, RUN, Arrays, Coordinator, coordinate, make_cpu_site
 
@@ -296,7 +296,9 @@ def test_the_effect_never_leaves_the_site(site: SiteFolder, tmp_path: Path) -> N
     names, updates = [], []
     for spread in (0.0, 1.0):
         hospital = make_cpu_site(site.path, tmp_path / f"state-{spread}")
-        method = METHOD.model_copy(update={"site": SiteSettings(intercept=spread, regression=spread)})
+        method = METHOD.model_copy(
+            update={"site": SiteSettings(intercept=spread, regression=(spread,) if spread else ())}
+        )
         coordinator = coordinate(site.study(), hospital, method=method)
         answers = [hospital.train(coordinator.train(round_number)) for round_number in (1, 2)]
         answers.append(hospital.finish(coordinator.finish(2)))

@@ -176,7 +176,6 @@ def test_every_number_has_a_lower_bound(key: str) -> None:
         "method.curriculum.min_full=0",
         "method.losses.rehearsal=inf",
         "method.site.intercept=inf",
-        "method.site.regression=-1",
     ],
 )
 def test_limits_that_make_no_sense_are_refused(override: str) -> None:

@@ -1,4 +1,4 @@
-"""What a site makes of the shared model: the most probable effect, and what it leaves alone.
+"""What a site adds to the shared model: the most probable effect, and what it leaves alone.
 
 Shapes: B patients, M modalities, F features, X columns of a regression, Y classes.
 """
@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.settings import SiteSettings
-from flexmoe_core.site_effect import SiteEffect, best_share, fit_effect, fit_intercept, fit_regression
+from flexmoe_core.site_effect import SiteEffect
+from flexmoe_core.site_fit import best_share, choose_spread, fit_effect, fit_intercept, fit_regression
 from tests.flexmoe_core.predictions import random_predictions
 
 MODALITIES = ("labs", "imaging")
@@ -78,7 +79,7 @@ def test_effects_sum_to_zero_over_the_classes(seed: int, classes: int, spread: f
     found_Y = intercept_of(shared_BY, cohort, spread)
     assert found_Y.shape == (classes,)
     assert found_Y.any()
-    regression = fit_regression(MODALITIES, cohort, classes, SiteSettings(regression=spread))
+    regression = fit_regression(MODALITIES, cohort, classes, spread, SiteSettings())
     for array in (found_Y, regression.intercept_Y, regression.lacking_MY, *regression.slopes_FY.values()):
         np.testing.assert_allclose(array.sum(axis=-1), 0, atol=1e-7)
 
@@ -90,7 +91,7 @@ def test_the_order_of_classes_does_not_matter(seed: int, order: list[int], sprea
     other = with_labels(cohort, np.argsort(order)[cohort.labels_B.numpy()])
     expected_Y = intercept_of(shared_BY, cohort, spread)[order]
     np.testing.assert_allclose(intercept_of(shared_BY[:, order], other, spread), expected_Y, atol=1e-7)
-    first, second = (fit_regression(MODALITIES, one, 4, SiteSettings(regression=spread)) for one in (cohort, other))
+    first, second = (fit_regression(MODALITIES, one, 4, spread, SiteSettings()) for one in (cohort, other))
     np.testing.assert_allclose(second.slopes_FY["labs"], first.slopes_FY["labs"][:, order], atol=1e-6)
 
 
@@ -128,7 +129,7 @@ def test_a_site_of_one_class_has_a_finite_effect(classes: int, spread: float) ->
     found_Y = intercept_of(shared_BY, cohort, spread)
     assert np.isfinite(found_Y).all()
     assert found_Y[-1] > 0 > found_Y[:-1].max()
-    regression = fit_regression(MODALITIES, cohort, classes, SiteSettings(intercept=spread, regression=spread))
+    regression = fit_regression(MODALITIES, cohort, classes, spread, SiteSettings(intercept=spread))
     assert np.isfinite(regression.logits(shared_BY, cohort)).all()
 
 
@@ -154,8 +155,7 @@ def test_a_larger_spread_moves_the_intercept_further(seed: int, classes: int, sp
 def test_the_posterior_is_flat_at_the_regression(seed: int, classes: int, spread: float) -> None:
     """Written out on standardized columns, with the gradient by hand."""
     shared_BY, cohort = random_site(seed, classes)
-    chosen = SiteSettings(intercept=2.0, regression=spread)
-    effect = fit_regression(MODALITIES, cohort, classes, chosen)
+    effect = fit_regression(MODALITIES, cohort, classes, spread, SiteSettings(intercept=2.0))
     x_BX = np.hstack([~cohort.observed_BM.numpy(), *(cohort.inputs[name].double().numpy() for name in MODALITIES)])
     deviation_X = x_BX.std(axis=0)
     z_BX = (x_BX - x_BX.mean(axis=0)) / deviation_X
@@ -173,7 +173,7 @@ def test_the_posterior_is_flat_at_the_regression(seed: int, classes: int, spread
 def test_the_regression_finds_what_a_finding_means_here() -> None:
     shared_BY, cohort = random_site(8, classes=2, patients=2000)
     cohort = with_labels(cohort, (cohort.inputs["labs"][:, 1] > 0).numpy())
-    effect = fit_regression(MODALITIES, cohort, 2, SiteSettings(regression=5))
+    effect = fit_regression(MODALITIES, cohort, 2, 5.0, SiteSettings())
     steepest = max(MODALITIES, key=lambda name: float(np.abs(effect.slopes_FY[name]).max()))
     assert steepest == "labs"
     assert np.abs(effect.slopes_FY["labs"])[:, 1].argmax() == 1
@@ -191,7 +191,7 @@ def test_values_of_a_missing_modality_are_never_read() -> None:
         cohort.observed_BM,
         cohort.labels_B,
     )
-    clean, same = (fit_regression(MODALITIES, one, 3, SiteSettings()) for one in (cohort, poisoned))
+    clean, same = (fit_regression(MODALITIES, one, 3, 1.0, SiteSettings()) for one in (cohort, poisoned))
     for name, array in clean.to_arrays().items():
         np.testing.assert_array_equal(same.to_arrays()[name], array)
     np.testing.assert_array_equal(same.logits(shared_BY, poisoned), clean.logits(shared_BY, cohort))
@@ -213,7 +213,7 @@ def test_columns_that_say_nothing_have_no_slope() -> None:
     everything = torch.ones_like(cohort.observed_BM)
     volumes = torch.randn(len(cohort), 4, 4, 4, generator=torch.Generator().manual_seed(0))
     cohort = Cohort({"labs": torch.ones(len(cohort), 3), "imaging": volumes}, everything, cohort.labels_B)
-    effect = fit_regression(MODALITIES, cohort, 2, SiteSettings())
+    effect = fit_regression(MODALITIES, cohort, 2, 1.0, SiteSettings())
     assert list(effect.slopes_FY) == ["labs"]
     assert not effect.slopes_FY["labs"].any()
     assert not effect.lacking_MY.any()
@@ -243,28 +243,49 @@ def test_a_share_without_patients_is_one_half_and_a_wrong_regression_gets_little
     assert best_share(right_BY[:, ::-1], right_BY, labels_B) > 0.9
 
 
+def test_the_spread_is_the_one_that_predicts_held_out_patients_best() -> None:
+    """Labels that follow a value want wide slopes, labels that follow nothing narrow ones."""
+    _, cohort = random_site(15, classes=2, patients=200)
+    spreads = SiteSettings(regression=(0.01, 5.0))
+    clear = with_labels(cohort, (cohort.inputs["labs"][:, 0] > 0).numpy())
+    assert choose_spread(MODALITIES, clear, 2, spreads) == 5.0
+    chance = with_labels(cohort, np.random.default_rng(0).integers(2, size=200))
+    assert choose_spread(MODALITIES, chance, 2, spreads) == 0.01
+
+
+@pytest.mark.parametrize("patients", [1, 3, 8])
+def test_a_spread_is_chosen_for_the_smallest_site(patients: int) -> None:
+    _, cohort = random_site(16, classes=3, patients=patients)
+    assert choose_spread(MODALITIES, cohort, 3, SiteSettings()) in SiteSettings().regression
+    assert choose_spread(MODALITIES, with_labels(cohort, np.ones(patients)), 3, SiteSettings()) > 0
+
+
 def test_validation_patients_choose_the_share_and_then_teach() -> None:
     shared_BY, cohort = random_site(11, classes=2, patients=90)
     first, second = torch.arange(60), torch.arange(60, 90)
     training, validation = ((shared_BY[index], cohort.select(index)) for index in (first, second))
     chosen = SiteSettings()
     effect = fit_effect(MODALITIES, training, validation, chosen)
-    own = fit_regression(MODALITIES, training[1], 2, chosen).logits(*validation)
+    spread = choose_spread(MODALITIES, training[1], 2, chosen)
+    own = fit_regression(MODALITIES, training[1], 2, spread, chosen).logits(*validation)
     shared = fit_intercept(MODALITIES, *training, chosen).logits(*validation)
     share = best_share(shared, own, validation[1].labels_B.numpy())
     assert 0 < share < 1
     assert effect.kept == pytest.approx(1 - share)
-    everybody = fit_regression(MODALITIES, cohort, 2, chosen), fit_intercept(MODALITIES, shared_BY, cohort, chosen)
-    own, others = (one.logits(shared_BY, cohort) for one in everybody)
+    spread = choose_spread(MODALITIES, cohort, 2, chosen)
+    own = fit_regression(MODALITIES, cohort, 2, spread, chosen).logits(shared_BY, cohort)
+    others = fit_intercept(MODALITIES, shared_BY, cohort, chosen).logits(shared_BY, cohort)
     np.testing.assert_allclose(effect.logits(shared_BY, cohort), share * own + (1 - share) * others, atol=1e-12)
 
 
-@pytest.mark.parametrize(("regression", "patients"), [(0.0, 30), (1.4, 0)])
-def test_without_spread_or_validation_patients_the_regression_has_no_share(regression: float, patients: int) -> None:
+@pytest.mark.parametrize(("spreads", "patients"), [((), 30), ((1.4,), 0)])
+def test_without_spread_or_validation_patients_the_regression_has_no_share(
+    spreads: tuple[float, ...], patients: int
+) -> None:
     shared_BY, cohort = random_site(12, classes=3, patients=30)
     everybody, some = torch.arange(30), torch.arange(patients)
     site = [(shared_BY[index], cohort.select(index)) for index in (everybody, some)]
-    effect = fit_effect(MODALITIES, site[0], site[1], SiteSettings(regression=regression))
+    effect = fit_effect(MODALITIES, site[0], site[1], SiteSettings(regression=spreads))
     assert effect.kept == 1
     assert not effect.lacking_MY.any()
     assert not any(slopes_FY.any() for slopes_FY in effect.slopes_FY.values())
@@ -274,7 +295,7 @@ def test_without_spread_or_validation_patients_the_regression_has_no_share(regre
 def test_an_effect_survives_a_file() -> None:
     shared_BY, cohort = random_site(13, classes=3)
     effect = fit_intercept(MODALITIES, shared_BY, cohort, SiteSettings()).blend(
-        fit_regression(MODALITIES, cohort, 3, SiteSettings()), 0.3
+        fit_regression(MODALITIES, cohort, 3, 1.0, SiteSettings()), 0.3
     )
     again = SiteEffect.from_arrays(MODALITIES, effect.to_arrays())
     np.testing.assert_array_equal(again.logits(shared_BY, cohort), effect.logits(shared_BY, cohort))

@@ -1,0 +1,138 @@
+"""How a site fits what it adds to the shared model: an intercept, and a share for its own regression.
+
+Hospitals differ in prevalence by more than their patients' findings explain: the intercept is the random intercept of
+a mixed model. And the same finding does not mean the same everywhere: a regression on what the site measures, learned
+from its patients alone, speaks beside the shared model, as loud as it deserves on patients whom neither has seen.
+
+Shapes: B patients, X columns of a regression, S shares, Y classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from flexmoe_core.cohort import Cohort
+from flexmoe_core.settings import SiteSettings
+from flexmoe_core.site_effect import SiteEffect, finite_logits, site_columns
+
+FOLDS = 5
+MOST_STEPS = 500
+FLAT = 1e-9  # gradient at which a fit ends, in patients
+LEAST_DEVIATION = 1e-9
+SHARES = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, 241)))  # even in the logit, where the prior is normal
+
+
+def fit_intercept(
+    modalities: Sequence[str], shared_BY: np.ndarray, cohort: Cohort, settings: SiteSettings
+) -> SiteEffect:
+    """The shared model with the most probable intercept of these patients under its normal prior."""
+    ones_B1 = torch.full((len(cohort), 1), settings.intercept, dtype=torch.float64)
+    found_1Y = _most_probable(ones_B1, torch.from_numpy(finite_logits(shared_BY)), cohort.labels_B)
+    return SiteEffect.of_columns(modalities, cohort, 1.0, found_1Y[0] * settings.intercept, None)
+
+
+def fit_regression(
+    modalities: Sequence[str], cohort: Cohort, classes: int, spread: float, settings: SiteSettings
+) -> SiteEffect:
+    """The most probable logistic regression of these patients, without the shared model.
+
+    On standardized columns, so that the normal prior means the same for each; all of them together have that spread,
+    in logits, for a typical patient.
+    """
+    x_BX = site_columns(cohort, modalities)
+    mean_X, deviation_X = x_BX.mean(dim=0), x_BX.std(dim=0, correction=0)
+    varying_X = deviation_X > LEAST_DEVIATION
+    each = spread / max(1.0, float(varying_X.sum())) ** 0.5
+    spread_X = torch.where(varying_X, each / deviation_X, 0.0)
+    ones_B1 = torch.full((len(cohort), 1), settings.intercept, dtype=torch.float64)
+    columns_BX = torch.cat([ones_B1, (x_BX - mean_X) * spread_X], dim=1)
+    found_XY = _most_probable(columns_BX, torch.zeros(len(cohort), classes, dtype=torch.float64), cohort.labels_B)
+    slopes_XY = found_XY[1:] * spread_X[:, None]
+    intercept_Y = found_XY[0] * settings.intercept - mean_X @ slopes_XY
+    return SiteEffect.of_columns(modalities, cohort, 0.0, intercept_Y, slopes_XY)
+
+
+def choose_spread(modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings) -> float:
+    """The spread of ``settings.regression`` (at least one) whose regressions lose least on held-out patients."""
+    losses = {
+        spread: sum(
+            _loss_on(held_out, fit_regression(modalities, others, classes, spread, settings))
+            for others, held_out in _folds(cohort)
+        )
+        for spread in settings.regression
+    }
+    return min(losses, key=losses.__getitem__)
+
+
+def fit_effect(
+    modalities: Sequence[str],
+    training: tuple[np.ndarray, Cohort],
+    validation: tuple[np.ndarray, Cohort],
+    settings: SiteSettings,
+) -> SiteEffect:
+    """All that a site adds: what the shared model says of patients comes with them.
+
+    Validation patients choose the regression's share, then teach too. Without them nobody could tell what the
+    regression is worth, and it has none.
+    """
+    patients = training[1] + validation[1]
+    shared = fit_intercept(modalities, np.concatenate([training[0], validation[0]]), patients, settings)
+    if not settings.regression or len(validation[1]) == 0:
+        return shared
+    classes = training[0].shape[1]
+    own = _tuned_regression(modalities, training[1], classes, settings).logits(*validation)
+    others = fit_intercept(modalities, *training, settings).logits(*validation)
+    share = best_share(others, own, validation[1].labels_B.numpy())
+    return shared.blend(_tuned_regression(modalities, patients, classes, settings), share)
+
+
+def best_share(first_BY: np.ndarray, second_BY: np.ndarray, labels_B: np.ndarray) -> float:
+    """The most probable share of the second logits; a priori its logit is standard normal."""
+    mixed_SBY = first_BY + SHARES[:, None, None] * (second_BY - first_BY)
+    chosen_SB = mixed_SBY[:, np.arange(len(labels_B)), labels_B]
+    losses_S = (np.logaddexp.reduce(mixed_SBY, axis=2) - chosen_SB).sum(axis=1)
+    return float(SHARES[np.argmin(losses_S + np.log(SHARES / (1.0 - SHARES)) ** 2 / 2)])
+
+
+def _tuned_regression(modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings) -> SiteEffect:
+    spread = choose_spread(modalities, cohort, classes, settings)
+    return fit_regression(modalities, cohort, classes, spread, settings)
+
+
+def _folds(cohort: Cohort) -> Iterator[tuple[Cohort, Cohort]]:
+    """The others and the held-out patients of each fold; every class is dealt out in file order."""
+    order_B = cohort.labels_B.argsort(stable=True)
+    for fold in range(min(FOLDS, len(cohort))):
+        held_out_B = torch.zeros(len(cohort), dtype=torch.bool)
+        held_out_B[order_B[fold::FOLDS]] = True
+        yield cohort.select((~held_out_B).nonzero().squeeze(1)), cohort.select(held_out_B.nonzero().squeeze(1))
+
+
+def _loss_on(cohort: Cohort, regression: SiteEffect) -> float:
+    """Log-loss summed over the patients, in nats."""
+    nothing_BY = np.ones((len(cohort), len(regression.intercept_Y)))
+    logits_BY = torch.from_numpy(regression.logits(nothing_BY, cohort))
+    return float(cross_entropy(logits_BY, cohort.labels_B, reduction="sum"))
+
+
+def _most_probable(x_BX: Tensor, offset_BY: Tensor, labels_B: Tensor) -> Tensor:
+    """(X, Y) with the highest posterior under a standard normal prior. The objective is strictly convex."""
+    found_XY = torch.zeros(x_BX.shape[1], offset_BY.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [found_XY], max_iter=MOST_STEPS, tolerance_grad=FLAT, tolerance_change=0.0, line_search_fn="strong_wolfe"
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = cross_entropy(offset_BY + x_BX @ found_XY, labels_B, reduction="sum") + found_XY.square().sum() / 2
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)
+    return found_XY.detach()
