@@ -1,7 +1,7 @@
 """Parameter groups: what each tensor belongs to, what of it is shared, and whose patients support it.
 
 Design: a site's update carries, for each shared tensor or row of it, a support counted in patients.
-Shapes: M modalities, S bank rows, E experts, L sparse layers.
+Shapes: M modalities, S bank rows, E experts, L sparse layers, R routers of a layer.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ class Support:
     """Patients behind one epoch of a site's training, float64 (see ``training.support_of_sgd`` for plain SGD).
 
     ``patients``, ``incomplete`` (something is missing) and ``specialized`` (routed by the S-Router) are numbers,
-    ``modality_M`` counts who observed and ``lacking_M`` who lacked each modality, ``slots_S`` who used each bank row,
-    and ``experts_LE`` the routed tokens of patients who teach the experts, in units of patients.
+    ``modality_M`` counts who observed and ``lacking_M`` who lacked each modality, ``slots_S`` who used each bank row.
+    Of the patients who teach the experts, in units of patients, ``routed_LRE`` are the routed tokens of each router
+    and ``offered_LE`` those who could choose an expert freely (counted where a bias balances the experts).
     """
 
     patients: float
@@ -43,7 +44,14 @@ class Support:
     modality_M: np.ndarray
     lacking_M: np.ndarray
     slots_S: np.ndarray
-    experts_LE: np.ndarray
+    routed_LRE: np.ndarray
+    offered_LE: np.ndarray
+
+    @property
+    def experts_LE(self) -> np.ndarray:
+        """The routed tokens of all routers, in units of patients."""
+        routed_LE: np.ndarray = self.routed_LRE.mean(axis=1)
+        return routed_LE
 
 
 def group_of(name: str) -> Group:
@@ -91,14 +99,22 @@ def support_of(name: str, support: Support, model: FlexMoe) -> np.ndarray:
     if group is Group.BANK:
         return support.lacking_M if name == "bank.default" else support.slots_S
     if group in (Group.EXPERTS, Group.ROUTER):
-        if name.endswith(".router.gate"):
-            return np.array([support.specialized])
-        layer = int(name.split(".")[1])
-        routed_E: np.ndarray = support.experts_LE[model.sparse_layers.index(layer)]
-        return routed_E
+        return _support_of_mixture(name, support, model.sparse_layers.index(int(name.split(".")[1])))
     if name == "imputed":
         return np.array([support.incomplete])
     return np.array([support.patients])
+
+
+def _support_of_mixture(name: str, support: Support, layer: int) -> np.ndarray:
+    match name.split(".")[-2:]:
+        case ["router", "gate"]:
+            return np.array([support.specialized])
+        case ["router", "bias"]:
+            return np.asarray(support.offered_LE[layer])
+        case ["router", _]:
+            return np.asarray(support.routed_LRE[layer].ravel())
+        case _:
+            return np.asarray(support.experts_LE[layer])
 
 
 def _has_rows(name: str) -> bool:

@@ -25,9 +25,17 @@ class RoutingLosses:
 
 
 def routing_losses(
-    routing: Routing, expert_T: Tensor, specialized_T: Tensor, learns_T: Tensor | None, pinned: bool
+    routing: Routing,
+    expert_T: Tensor,
+    specialized_T: Tensor,
+    learns_T: Tensor | None,
+    pinned: bool,
+    balance: bool = True,
 ) -> RoutingLosses:
-    """Both losses over the tokens that teach the router (all of them where ``learns_T`` is None)."""
+    """Both losses over the tokens that teach the router (all of them where ``learns_T`` is None).
+
+    Specialization is zero where ``pinned``, balance where a bias does its work.
+    """
     zero = routing.clean_TE.sum() * 0.0
     special_T = specialized_T if learns_T is None else specialized_T & learns_T
     counted_TE = routing.balanced_TE if learns_T is None else routing.balanced_TE & learns_T[:, None]
@@ -35,6 +43,8 @@ def routing_losses(
     if not pinned:
         each_T = cross_entropy(routing.clean_TE, expert_T, reduction="none") * special_T
         specialization = each_T.sum() / special_T.sum().clamp(min=1)
+    if not balance:
+        return RoutingLosses(specialization, zero)
     importance = variation(routing.gates_TE, counted_TE)
     return RoutingLosses(specialization, zero + importance + variation(routing.load_TE, counted_TE))
 

@@ -1,6 +1,7 @@
 """The sparse mixture-of-experts layer: a router and its experts.
 
-Shapes: B patients, N tokens per patient, T = B*N tokens, D width, E experts, K experts per token, H expert width.
+Shapes: B patients, N tokens per patient, T = B*N tokens, D width, E experts, K experts per token, H expert width,
+R routers.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from flexmoe_core.balancing import FreeChoices, free_choices
 from flexmoe_core.experts import Experts, mix
 from flexmoe_core.losses import RoutingLosses, routing_losses
 from flexmoe_core.router import Router, Routing
@@ -31,20 +33,38 @@ class RoutingPlan:
 
 @dataclass(frozen=True)
 class ExpertUse:
-    """What each patient used in one layer: ``gates_BE`` mean gate, ``routed_BE`` share of its N*K routed tokens."""
+    """What each patient used in one layer: ``gates_BE`` mean gate, ``routed_BRE`` share of a router's routed tokens.
+
+    ``choices`` are counted where a bias balances the experts.
+    """
 
     gates_BE: Tensor
-    routed_BE: Tensor
+    routed_BRE: Tensor
+    choices: FreeChoices | None
+
+    @property
+    def routed_BE(self) -> Tensor:
+        """Share of the patient's N*K routed tokens."""
+        return self.routed_BRE.mean(dim=1)
 
 
 class Mixture(nn.Module):
-    """Feed-forward layer whose tokens choose among experts."""
+    """Feed-forward layer whose tokens choose among experts, by one router or by each modality's own."""
 
-    def __init__(self, settings: ModelSettings, generator: torch.Generator) -> None:
+    def __init__(self, settings: ModelSettings, generator: torch.Generator, modalities: int = 1) -> None:
         super().__init__()
         self.rate = settings.dropout
         self.pinned = settings.specialization == "pinned"
-        self.router = Router(settings.experts, settings.active_experts, settings.width, self.pinned, generator)
+        self.router = Router(
+            settings.experts,
+            settings.active_experts,
+            settings.width,
+            self.pinned,
+            generator,
+            routers=modalities if settings.router == "modality" else 1,
+            tokens=settings.tokens,
+            biased=settings.balancing == "bias",
+        )
         self.experts = Experts(
             settings.experts, settings.width, settings.expert_width, generator, settings.output_scale
         )
@@ -60,12 +80,14 @@ class Mixture(nn.Module):
         learns_T = None if plan.learns_B is None else plan.learns_B.repeat_interleave(tokens)
         routing = self.router(x_TD, expert_T, specialized_T, learns_T, generator)
         y_TD = self._mix(x_TD, routing, learns_T, generator)
-        losses = routing_losses(routing, expert_T, specialized_T, learns_T, self.pinned)
+        biased = self.router.bias is not None
+        losses = routing_losses(routing, expert_T, specialized_T, learns_T, self.pinned, balance=not biased)
         routed_TE = torch.zeros_like(routing.gates_TE).scatter(1, routing.chosen_TK, 1.0)
-        by_patient, active = (patients, tokens, routed_TE.shape[1]), routing.chosen_TK.shape[1]
+        (experts, active), routers = (routed_TE.shape[1], routing.chosen_TK.shape[1]), self.router.routers
         use = ExpertUse(
-            gates_BE=routing.gates_TE.detach().reshape(by_patient).mean(dim=1),
-            routed_BE=routed_TE.reshape(by_patient).mean(dim=1) / active,
+            gates_BE=routing.gates_TE.detach().reshape(patients, tokens, experts).mean(dim=1),
+            routed_BRE=routed_TE.reshape(patients, routers, tokens // routers, experts).mean(dim=2) / active,
+            choices=free_choices(routing, patients) if biased else None,
         )
         return y_TD.reshape(x_BND.shape), losses, use
 

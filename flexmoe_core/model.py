@@ -14,14 +14,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from flexmoe_core.bank import TableBank, ZeroBank
+from flexmoe_core.bank import build_bank
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable, Placement
 from flexmoe_core.dropout import dropout
 from flexmoe_core.encoders.registry import build_encoder
 from flexmoe_core.losses import RoutingLosses
 from flexmoe_core.mixture import ExpertUse, RoutingPlan
+from flexmoe_core.pooling import build_pooling
 from flexmoe_core.randomness import torch_generator
+from flexmoe_core.router import Router
 from flexmoe_core.settings import ModelSettings
 from flexmoe_core.trunk import TrunkLayer, is_sparse
 
@@ -66,19 +68,16 @@ class FlexMoe(nn.Module):
         self.modalities, self.settings = tuple(modalities), settings
         count, tokens, width = len(self.modalities), settings.tokens, settings.width
         self.encoders = nn.ModuleDict({encoder_key(i.name): build_encoder(i.kind, i.shape, settings) for i in inputs})
-        self.bank: TableBank | ZeroBank = (
-            TableBank(count, len(table.slots), tokens, width)
-            if settings.bank == "table"
-            else ZeroBank(count, tokens, width)
-        )
+        self.bank = build_bank(count, len(table.slots), settings)
         scale = width**-0.5
         self.position = nn.Parameter(torch.randn(count * tokens, width, generator=generator) * scale)
         self.imputed = nn.Parameter(torch.zeros(width))
         self.layers = nn.ModuleList(
-            TrunkLayer(settings, is_sparse(layer), generator) for layer in range(settings.layers)
+            TrunkLayer(settings, is_sparse(layer), generator, count) for layer in range(settings.layers)
         )
         self.norm = nn.LayerNorm(width) if settings.final_norm else nn.Identity()
-        self.head = nn.Linear(count * width, classes)
+        self.pooling = build_pooling(count, settings)
+        self.head = nn.Linear(self.pooling.out_width, classes)
         _initialize_linear_layers(self, settings.output_scale, generator)
 
     @property
@@ -87,6 +86,16 @@ class FlexMoe(nn.Module):
         if not self.settings.routed_experts:
             return ()
         return tuple(layer for layer in range(len(self.layers)) if is_sparse(layer))
+
+    @property
+    def routers(self) -> tuple[Router, ...]:
+        """The router of each sparse layer, which may be one for each modality."""
+        return tuple(module for module in self.modules() if isinstance(module, Router))
+
+    @property
+    def routers_per_layer(self) -> int:
+        """One for all modalities, or one for each."""
+        return len(self.modalities) if self.settings.router == "modality" else 1
 
     def forward(
         self,
@@ -113,15 +122,12 @@ class FlexMoe(nn.Module):
             if layer_losses is not None:
                 losses = losses + layer_losses
                 use.append(layer_use)
-        patients, _, width = x_BND.shape
-        by_modality = (patients, len(self.modalities), self.settings.tokens, width)
-        pooled_BMD = self.norm(x_BND).reshape(by_modality).mean(dim=2)
-        pooled = dropout(pooled_BMD.flatten(1), self.settings.dropout, generator)
+        pooled = dropout(self.pooling(self.norm(x_BND)), self.settings.dropout, generator)
         return Output(self.head(pooled), losses, tuple(use))
 
     def tokens(self, cohort: Cohort, placement: Placement, generator: torch.Generator | None) -> Tensor:
         """(B, N, D): encoders for observed modalities, the bank for missing ones. Encoders see observed rows only."""
-        missing_BMPD = self.bank(placement.slots_BM) + self.imputed
+        missing_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed
         tokens_BPD = []
         for m, name in enumerate(self.modalities):
             here_BPD = missing_BMPD[:, m]

@@ -54,13 +54,8 @@ def rehearse(
     return Rehearsal(
         loss=cross_entropy(output.logits_BY, batch.labels_B),
         lacking_M=(~hidden.observed_BM).sum(dim=0).double().cpu(),
-        slots_S=count_slots(placement.slots_BM, model.bank.slots),
+        slots_S=model.bank.users(placement.slots_BM, hidden.observed_BM),
     )
-
-
-def count_slots(slots_BM: Tensor, slots: int) -> Tensor:
-    """(S,) float64: the patients who use each of the bank's rows; a bank without rows has none to count."""
-    return torch.bincount(slots_BM[slots_BM >= 0], minlength=slots)[:slots].double().cpu()
 
 
 def hide_modalities(cohort: Cohort, chance: float, generator: torch.Generator) -> Cohort:

@@ -1,8 +1,9 @@
 """Routers: noisy top-K over all experts (G-Router), and the combination's own expert first (S-Router).
 
-Flex-MoE, sections 3.3-3.4; noise and load estimate after Shazeer et al. 2017 (arXiv 1701.06538, appendix A).
+Flex-MoE, sections 3.3-3.4; noise and load estimate after Shazeer et al. 2017 (arXiv 1701.06538, appendix A);
+selection by bias after Wang et al. 2024 (arXiv 2408.15664).
 
-Shapes: T tokens, D width, E experts, K experts per token.
+Shapes: T tokens, D width, E experts, K experts per token, R routers, S tokens of one router.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ class Routing:
 
     ``chosen_TK`` int64 and ``gates_TK`` float32 sum to one over K. ``gates_TE`` are the same gates by expert.
     ``load_TE`` is each expert's probability to be among the chosen when the noise is drawn again, and
-    ``balanced_TE`` bool marks the pairs that the balance loss counts. ``clean_TE`` are the logits without noise.
+    ``balanced_TE`` bool marks the free choices: the pairs that balancing counts. ``clean_TE`` are the logits without
+    noise and bias.
     """
 
     chosen_TK: Tensor
@@ -33,14 +35,31 @@ class Routing:
 
 
 class Router(nn.Module):
-    """One router with two modes. It computes in float32 at least: small logit errors change experts."""
+    """One router for all tokens, or one per modality, with two modes. It computes in float32 at least: small logit
+    errors change experts.
 
-    def __init__(self, experts: int, active: int, width: int, pinned: bool, generator: torch.Generator) -> None:
+    With ``routers`` R > 1, tokens come in patients of R runs of ``tokens``, one run for each router; row r*E + e of
+    the weights is router r's for expert e. ``biased`` adds a bias per expert that only selects: gates do not know it,
+    gradients do not reach it (see ``balancing``), and a specialized token's own expert goes without.
+    """
+
+    def __init__(
+        self,
+        experts: int,
+        active: int,
+        width: int,
+        pinned: bool,
+        generator: torch.Generator,
+        routers: int = 1,
+        tokens: int = 1,
+        biased: bool = False,
+    ) -> None:
         super().__init__()
-        self.active, self.pinned = active, pinned
-        self.weight = nn.Parameter(torch.randn(experts, width, generator=generator) * width**-0.5)
-        self.noise = nn.Parameter(torch.zeros(experts, width))
-        self.gate = nn.Parameter(torch.zeros(1))
+        self.active, self.pinned, self.routers, self.tokens = active, pinned, routers, tokens
+        self.weight = nn.Parameter(torch.randn(routers * experts, width, generator=generator) * width**-0.5)
+        self.noise = nn.Parameter(torch.zeros(routers * experts, width))
+        self.gate = nn.Parameter(torch.zeros(routers))
+        self.bias = nn.Parameter(torch.zeros(experts), requires_grad=False) if biased else None
 
     def forward(
         self,
@@ -57,27 +76,35 @@ class Router(nn.Module):
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
         with torch.autocast(x_TD.device.type, enabled=False):
             x_TD = x_TD.to(dtype)
-            clean_TE = _logits(x_TD, self.weight.to(dtype), learns_T)
-            noise_TE = nn.functional.softplus(_logits(x_TD, self.noise.to(dtype), learns_T)) + NOISE_FLOOR
+            clean_TE = self._logits(x_TD, self.weight.to(dtype), learns_T)
+            noise_TE = nn.functional.softplus(self._logits(x_TD, self.noise.to(dtype), learns_T)) + NOISE_FLOOR
             noisy_TE = clean_TE
             if generator is not None:
                 drawn = torch.empty_like(clean_TE).normal_(generator=generator)
                 noisy_TE = clean_TE + drawn * noise_TE
-            general = self._top(clean_TE, noisy_TE, noise_TE, self.active)
+            # The cross-entropy draws a token to its target; balance must not push it away again.
+            free_TE = ~(specialized_T[:, None] & _is_target(expert_T, clean_TE))
+            general = self._top(clean_TE, noisy_TE, noise_TE, free_TE, self.active)
             if self.pinned:
                 return self._pin(general, clean_TE, noisy_TE, noise_TE, expert_T, specialized_T, learns_T)
-            # The cross-entropy draws a token to its target; balance must not push it away again.
-            targeted_TE = specialized_T[:, None] & _is_target(expert_T, clean_TE)
-            return replace(general, balanced_TE=~targeted_TE)
+            return replace(general, balanced_TE=free_TE)
 
-    def _top(self, clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> Routing:
-        top_TK, chosen_TK = noisy_TE.topk(active, dim=1)
+    def _top(self, clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, free_TE: Tensor, active: int) -> Routing:
+        """The ``active`` best; a bias helps to choose where the choice is free, and has no part in the gates."""
+        if self.bias is None:
+            top_TK, chosen_TK = noisy_TE.topk(active, dim=1)
+            load_TE = load(clean_TE, noisy_TE, noise_TE, active)
+        else:
+            bias_TE = self.bias.to(clean_TE.dtype) * free_TE
+            chosen_TK = (noisy_TE + bias_TE).topk(active, dim=1).indices
+            top_TK = noisy_TE.gather(1, chosen_TK)
+            load_TE = load(clean_TE + bias_TE, noisy_TE + bias_TE, noise_TE, active)
         gates_TK = top_TK.softmax(dim=1)
         return Routing(
             chosen_TK=chosen_TK,
             gates_TK=gates_TK,
             gates_TE=torch.zeros_like(clean_TE).scatter(1, chosen_TK, gates_TK),
-            load_TE=load(clean_TE, noisy_TE, noise_TE, active),
+            load_TE=load_TE,
             balanced_TE=torch.ones_like(clean_TE, dtype=torch.bool),
             clean_TE=clean_TE,
         )
@@ -96,8 +123,7 @@ class Router(nn.Module):
         target_T1 = expert_T[:, None]
         is_target_TE = _is_target(expert_T, clean_TE)
         others = self.active - 1
-        gate = self.gate.to(clean_TE.dtype)
-        share_T1 = (0.5 + 0.5 * gate.sigmoid()).expand(len(clean_TE), 1)
+        share_T1 = self._by_token(0.5 + 0.5 * self.gate.to(clean_TE.dtype).sigmoid(), len(clean_TE))
         if learns_T is not None:
             share_T1 = torch.where(learns_T[:, None], share_T1, share_T1.detach())
         if others == 0:
@@ -106,6 +132,7 @@ class Router(nn.Module):
             clean_TE.masked_fill(is_target_TE, -torch.inf),
             noisy_TE.masked_fill(is_target_TE, -torch.inf),
             noise_TE,
+            ~is_target_TE,
             others,
         )
         chosen_TK = torch.cat([target_T1, rest.chosen_TK], dim=1)
@@ -121,6 +148,28 @@ class Router(nn.Module):
             balanced_TE=torch.where(special_T1, balanced_TE, general.balanced_TE),
             clean_TE=clean_TE,
         )
+
+    def _logits(self, x_TD: Tensor, weight: Tensor, learns_T: Tensor | None) -> Tensor:
+        """Each token's logits by its own router; tokens outside ``learns_T`` give the weights no gradient."""
+        logits_TE = self._multiply(x_TD, weight)
+        if learns_T is None:
+            return logits_TE
+        return torch.where(learns_T[:, None], logits_TE, self._multiply(x_TD, weight.detach()))
+
+    def _multiply(self, x_TD: Tensor, weight: Tensor) -> Tensor:
+        if self.routers == 1:
+            return x_TD @ weight.T
+        tokens, width = x_TD.shape
+        x_BRSD = x_TD.reshape(-1, self.routers, self.tokens, width)
+        weight_RED = weight.reshape(self.routers, -1, width)
+        return torch.einsum("brsd,red->brse", x_BRSD, weight_RED).reshape(tokens, -1)
+
+    def _by_token(self, value_R: Tensor, tokens: int) -> Tensor:
+        """Each token's own router's value: (T, 1)."""
+        if self.routers == 1:
+            return value_R.expand(tokens, 1)
+        patients = tokens // (self.routers * self.tokens)
+        return value_R[None, :, None].expand(patients, -1, self.tokens).reshape(tokens, 1)
 
 
 def load(clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> Tensor:
@@ -146,10 +195,3 @@ def load(clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> T
 
 def _is_target(expert_T: Tensor, clean_TE: Tensor) -> Tensor:
     return torch.zeros_like(clean_TE, dtype=torch.bool).scatter(1, expert_T[:, None], True)
-
-
-def _logits(x_TD: Tensor, weight_ED: Tensor, learns_T: Tensor | None) -> Tensor:
-    logits_TE = x_TD @ weight_ED.T
-    if learns_T is None:
-        return logits_TE
-    return torch.where(learns_T[:, None], logits_TE, x_TD @ weight_ED.detach().T)

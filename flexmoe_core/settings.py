@@ -74,9 +74,7 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     learning_rate: float = Field(default=7e-4, gt=0)
     weight_decay: float = Field(default=1.0, ge=0)
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
-    bias_rate: float = Field(
-        default=0.01, ge=0, description="step of an expert's bias, in logits, with balancing by bias"
-    )
+    bias_rate: float = Field(default=0.01, ge=0, description="step of a bias in logits, with balancing by bias")
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16"] = Field(

@@ -1,11 +1,11 @@
 """One site's local training in one round.
 
-Shapes: B patients, M modalities, S bank rows, L sparse layers, E experts.
+Shapes: B patients, M modalities, S bank rows, L sparse layers, R routers of a layer, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from flexmoe_core.balancing import adjust_bias, count_choices
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable, Placement
 from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
 from flexmoe_core.groups import Group, Support, group_of
 from flexmoe_core.model import FlexMoe, Output
 from flexmoe_core.randomness import torch_generator
-from flexmoe_core.rehearsal import Rehearsal, count_slots, hide_modalities, rehearse
+from flexmoe_core.rehearsal import Rehearsal, hide_modalities, rehearse
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
 
 
@@ -70,7 +71,7 @@ def train_round(
             )
     loss = steps.tally.loss / (len(cohort) * settings.training.epochs)
     if settings.training.optimizer == "sgd":
-        return TrainingResult(support_of_sgd(len(cohort), model, taught), loss)
+        return TrainingResult(support_of_sgd(len(cohort), model, steps.tally, taught, settings.training.epochs), loss)
     return TrainingResult(support_of_epoch(len(cohort), plan.stage, steps.tally, settings.training.epochs), loss)
 
 
@@ -107,11 +108,11 @@ class Steps:
             places = self.table.place(shown.masks_B)
         self.optimizer.zero_grad(set_to_none=True)
         if training.accumulation == 1:
-            self._learn(batch, shown, places, taught_B, WHOLE)
+            parts = [self._learn(batch, shown, places, taught_B, WHOLE)]
         else:
             size = -(-len(batch) // training.accumulation)
             specialized_B = ~places.full_B if taught_B is None else ~places.full_B & taught_B
-            for index_S in torch.arange(len(batch), device=batch.labels_B.device).split(size):
+            parts = [
                 self._learn(
                     batch.select(index_S),
                     shown.select(index_S),
@@ -119,10 +120,15 @@ class Steps:
                     None if taught_B is None else taught_B[index_S],
                     Share.of(index_S, specialized_B),
                 )
+                for index_S in torch.arange(len(batch), device=batch.labels_B.device).split(size)
+            ]
         self.optimizer.step()
+        self._balance(parts)
 
-    def _learn(self, batch: Cohort, shown: Cohort, places: Placement, taught_B: Tensor | None, share: Share) -> None:
-        """Add the gradient of some patients of a batch."""
+    def _learn(
+        self, batch: Cohort, shown: Cohort, places: Placement, taught_B: Tensor | None, share: Share
+    ) -> list[Tensor]:
+        """Add the gradient of some patients of a batch; their free choices (2, E) in each layer that has a bias."""
         losses = self.settings.losses
         with autocast(batch.labels_B.device, self.settings.training.precision):
             output = self.model(
@@ -137,6 +143,14 @@ class Steps:
                 objective = objective + share.patients * losses.rehearsal * rehearsal.loss
                 self.tally.add_rehearsal(rehearsal)
         objective.backward()
+        return [count_choices(use.choices, taught_B) for use in output.use if use.choices is not None]
+
+    def _balance(self, parts: Sequence[Sequence[Tensor]]) -> None:
+        """Move each layer's bias by the free choices in all parts of the batch."""
+        for layer, counts in enumerate(zip(*parts, strict=True)):
+            counts_2E = torch.stack(counts).sum(dim=0)
+            adjust_bias(self.model.routers[layer], counts_2E, self.settings.training.bias_rate)
+            self.tally.offered_LE[layer] += counts_2E[0].double().cpu()
 
 
 @dataclass(frozen=True)
@@ -168,7 +182,10 @@ class Tally:
         self.loss, self.incomplete = 0.0, 0.0
         self.observed_M, self.lacking_M = (torch.zeros(len(model.modalities), dtype=torch.float64) for _ in range(2))
         self.slots_S = torch.zeros(model.bank.slots, dtype=torch.float64)
-        self.routed_LE = torch.zeros(len(model.sparse_layers), model.settings.experts, dtype=torch.float64)
+        layers, routers, experts = len(model.sparse_layers), model.routers_per_layer, model.settings.experts
+        self.routed_LRE = torch.zeros(layers, routers, experts, dtype=torch.float64)
+        self.offered_LE = torch.zeros(layers, experts, dtype=torch.float64)
+        self._bank = model.bank
 
     def add(self, shown: Cohort, places: Placement, output: Output, teaches_B: Tensor | None, loss: Tensor) -> None:
         """Count a step: its loss, who showed and lacked what, and the routed tokens of who teaches the experts."""
@@ -176,10 +193,10 @@ class Tally:
         self.incomplete += float((~places.full_B).sum())
         self.observed_M += shown.observed_BM.sum(dim=0).double().cpu()
         self.lacking_M += (~shown.observed_BM).sum(dim=0).double().cpu()
-        self.slots_S += count_slots(places.slots_BM, len(self.slots_S))
+        self.slots_S += self._bank.users(places.slots_BM, shown.observed_BM)
         for layer, use in enumerate(output.use):
-            routed_BE = use.routed_BE if teaches_B is None else use.routed_BE * teaches_B[:, None]
-            self.routed_LE[layer] += routed_BE.sum(dim=0).double().cpu()
+            routed_BRE = use.routed_BRE if teaches_B is None else use.routed_BRE * teaches_B[:, None, None]
+            self.routed_LRE[layer] += routed_BRE.sum(dim=0).double().cpu()
 
     def add_rehearsal(self, rehearsal: Rehearsal) -> None:
         """Count who used which token of the bank while hiding modalities."""
@@ -210,14 +227,16 @@ def support_of_epoch(patients: int, stage: Stage, tally: Tally, epochs: int) -> 
         modality_M=(tally.observed_M / epochs).numpy(),
         lacking_M=(tally.lacking_M / epochs).numpy(),
         slots_S=(tally.slots_S / epochs).numpy(),
-        experts_LE=(tally.routed_LE / epochs).numpy(),
+        routed_LRE=(tally.routed_LRE / epochs).numpy(),
+        offered_LE=(tally.offered_LE / epochs).numpy(),
     )
 
 
-def support_of_sgd(patients: int, model: FlexMoe, taught: bool) -> Support:
+def support_of_sgd(patients: int, model: FlexMoe, tally: Tally, taught: bool, epochs: int) -> Support:
     """Everybody behind every part: the steps of a mean loss already hold the share of patients that a part had.
 
-    So one full-batch step over sites equals one pooled step. Nobody is behind experts that were frozen.
+    So one full-batch step over sites equals one pooled step. Nobody is behind experts that were frozen. Biases are
+    not moved by the loss, and keep their own count.
     """
     count, teaching = float(patients), float(patients if taught else 0)
     everyone_M = np.full(len(model.modalities), count)
@@ -228,7 +247,8 @@ def support_of_sgd(patients: int, model: FlexMoe, taught: bool) -> Support:
         modality_M=everyone_M,
         lacking_M=everyone_M,
         slots_S=np.full(model.bank.slots, count),
-        experts_LE=np.full((len(model.sparse_layers), model.settings.experts), teaching),
+        routed_LRE=np.full(tuple(tally.routed_LRE.shape), teaching),
+        offered_LE=(tally.offered_LE / epochs).numpy(),
     )
 
 
@@ -237,11 +257,11 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """A fresh optimizer: decay on matrices, strong decay on the bank's residual rows, none on the rest.
 
-    Frozen groups are left out, because decay alone would move them.
+    Frozen groups are left out, because decay alone would move them, and so is what no gradient trains.
     """
     decayed, residual, plain = [], [], []
     for name, parameter in model.named_parameters():
-        if group_of(name) in frozen:
+        if group_of(name) in frozen or not parameter.requires_grad:
             continue
         if name == "bank.residual":
             residual.append(parameter)

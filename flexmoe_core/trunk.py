@@ -50,14 +50,16 @@ class DenseFeedForward(nn.Module):
 class TrunkLayer(nn.Module):
     """x + attention(norm(x)), then x + feed-forward(norm(x)): the input always passes unchanged."""
 
-    def __init__(self, settings: ModelSettings, sparse: bool, generator: torch.Generator) -> None:
+    def __init__(
+        self, settings: ModelSettings, sparse: bool, generator: torch.Generator, modalities: int = 1
+    ) -> None:
         super().__init__()
         self.rate = settings.dropout
         self.attention_norm = nn.LayerNorm(settings.width)
         self.attention = Attention(settings.width, settings.heads)
         self.feed_forward_norm = nn.LayerNorm(settings.width)
         mixed = sparse and settings.routed_experts > 0
-        self.mixture = Mixture(settings, generator) if mixed else None
+        self.mixture = Mixture(settings, generator, modalities) if mixed else None
         hidden = settings.expert_width * (settings.active_experts if sparse else 1)
         self.dense = None if mixed else DenseFeedForward(settings.width, hidden, self.rate)
 

@@ -1,5 +1,7 @@
 """Which tensor belongs to whom, and whose patients stand behind it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from torch import nn
@@ -16,7 +18,8 @@ SUPPORT = Support(
     modality_M=np.array([20.0, 14.0, 9.0]),
     lacking_M=np.array([0.0, 6.0, 11.0]),
     slots_S=np.array([5.0, 6.0]),
-    experts_LE=np.array([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]),
+    routed_LRE=np.array([[[1.0, 2.0, 3.0, 4.0]], [[5.0, 6.0, 7.0, 8.0]]]),
+    offered_LE=np.array([[2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 8.0, 9.0]]),
 )
 
 
@@ -96,6 +99,39 @@ def test_whose_patients_stand_behind_what(model: FlexMoe) -> None:
                 assert w_R == [SUPPORT.specialized]
             case _:
                 assert w_R == [SUPPORT.incomplete if name == "imputed" else SUPPORT.patients]
+
+
+def test_each_modalitys_router_is_supported_by_its_own_tokens() -> None:
+    model = random_model(TABLE, layers=3, router="modality")
+    support = replace(SUPPORT, routed_LRE=np.arange(24.0).reshape(2, 3, 4))
+    specs = {spec.name: spec for spec in specs_of(shared_parameters(model, ()))}
+    for name in ("weight", "noise"):
+        rows = f"layers.2.mixture.router.{name}"
+        assert specs[rows].shape[0] == specs[rows].rows == 3 * TINY["experts"]
+        assert support_of(rows, support, model).tolist() == list(range(12, 24))
+    for name in ("w1", "b2"):
+        assert support_of(f"layers.2.mixture.experts.{name}", support, model).tolist() == [16, 17, 18, 19]
+    assert specs["layers.0.mixture.router.gate"].rows == 1
+    assert support_of("layers.0.mixture.router.gate", support, model).tolist() == [SUPPORT.specialized]
+
+
+def test_a_bias_is_supported_by_who_could_choose_freely() -> None:
+    model = random_model(TABLE, layers=3, balancing="bias")
+    specs = {spec.name: spec for spec in specs_of(shared_parameters(model, ()))}
+    for place, layer in enumerate((0, 2)):
+        name = f"layers.{layer}.mixture.router.bias"
+        assert group_of(name) is Group.ROUTER
+        assert (specs[name].shape, specs[name].rows) == ((4,), 4)
+        assert support_of(name, SUPPORT, model).tolist() == SUPPORT.offered_LE[place].tolist()
+    assert "layers.0.mixture.router.bias" not in shared_parameters(model, (), [Group.ROUTER])
+
+
+def test_a_composed_bank_has_a_row_for_each_pair_of_modalities() -> None:
+    model = random_model(TABLE, bank="compositional")
+    specs = {spec.name: spec for spec in specs_of(shared_parameters(model, ()))}
+    assert (specs["bank.default"].rows, specs["bank.residual"].rows) == (3, 9)
+    support = replace(SUPPORT, slots_S=np.arange(9.0))
+    assert support_of("bank.residual", support, model).tolist() == list(range(9))
 
 
 def test_one_modality_has_a_bank_without_rows() -> None:
