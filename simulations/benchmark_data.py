@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flexmoe_core.validation import FrozenModel
+from simulations.datasets.multiple_features import MultipleFeatures, load_multiple_features
 from simulations.datasets.site_folders import PooledPatients
 from simulations.datasets.synthetic import SyntheticFederation, generate
 from simulations.datasets.uci_heart import Protocol, load_uci_heart
@@ -31,6 +32,25 @@ class UciHeart(FrozenModel):
         return load_uci_heart(self.protocol, seed, self.validation)
 
 
+class Digits(FrozenModel):
+    """Six views of handwritten digits, dealt to sites, views missing at random."""
+
+    dataset: Literal["multiple-features"] = "multiple-features"
+    sites: int = Field(ge=1)
+    missing: float = Field(ge=0, le=1)
+    validation: Share
+
+    @property
+    def title(self) -> str:
+        """What a table calls it."""
+        return f"multiple-features, {100 * self.missing:.3g}% missing"
+
+    def load(self, seed: int) -> PooledPatients:
+        """The patients and their split."""
+        wanted = MultipleFeatures(sites=self.sites, missing=self.missing, validation=self.validation, seed=seed)
+        return load_multiple_features(wanted)
+
+
 class Synthetic(FrozenModel):
     """Generated patients whose label needs every modality."""
 
@@ -51,4 +71,4 @@ class Synthetic(FrozenModel):
         return generate(SyntheticFederation(**sizes, classes=2, seed=seed))
 
 
-DataSet = Annotated[UciHeart | Synthetic, Field(discriminator="dataset")]
+DataSet = Annotated[UciHeart | Digits | Synthetic, Field(discriminator="dataset")]

@@ -14,7 +14,7 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import suggestion
 from server.run_store import PUBLIC_MODE
 from server.settings import settings_with
-from simulations.benchmark_data import DataSet, Synthetic, UciHeart
+from simulations.benchmark_data import DataSet, Digits, Synthetic, UciHeart
 from simulations.benchmark_options import Out, Overrides, Protocol, Seeds, Validation, parse_seeds
 from simulations.datasets.commands import HeartProtocol
 from simulations.progress import job_progress
@@ -55,6 +55,26 @@ def uci_heart(
     """
     data = UciHeart(protocol=protocol.value, validation=validation)
     _benchmark(out, [data], seeds, names, overrides, processes, local_only)
+
+
+@variants.command("multiple-features")
+def multiple_features(
+    out: Out,
+    missing: MissingRates = "0,0.3,0.5,0.7",
+    sites: Annotated[int, typer.Option(min=1, help="Number of sites, to which each digit is dealt evenly.")] = 8,
+    seeds: Seeds = "0-4",
+    names: Names = ALL,
+    overrides: Overrides = None,
+    validation: Validation = 0.15,
+    processes: Processes = 0,
+    local_only: LocalOnly = False,
+) -> None:
+    """On 2,000 handwritten digits in six views, of which some are missing at random.
+
+    Per seed another split, dealt anew; what is missing at one rate is missing at every higher one.
+    """
+    data = [Digits(sites=sites, missing=rate, validation=validation) for rate in parse_rates(missing)]
+    _benchmark(out, data, seeds, names, overrides, processes, local_only)
 
 
 @variants.command("synthetic")

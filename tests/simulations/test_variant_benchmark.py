@@ -9,13 +9,15 @@ from typer.testing import CliRunner
 from flexmoe_core.errors import InputError, RunFailed
 from simulations import variant_benchmark as module
 from simulations.benchmark_commands import benchmark
-from simulations.benchmark_data import Synthetic
+from simulations.benchmark_data import Digits, Synthetic
 from simulations.comparison import Result
+from simulations.datasets import multiple_features
 from simulations.results import RESULTS, read_lines
 from simulations.variant_benchmark import Job, JobResult, jobs_of, run_job, run_jobs
 from simulations.variant_commands import parse_rates, parse_variants
 from simulations.variant_summary import variants_markdown
 from simulations.variants import BASELINES, FLEX_MOE, VARIANTS
+from tests.simulations.datasets.digits import digit_tables
 from tests.simulations.federations import tiny_settings
 
 DATA = Synthetic(sites=2, modalities=3, patients_per_site=40, missing=0.4)
@@ -112,6 +114,17 @@ def test_a_job_scores_every_test_patient_and_leaves_nothing(method: str) -> None
     assert together.n == sum(one.n for one in each) == sum(DATA.load(0).patients["split"] == "test")
     assert together.accuracy is not None
     assert JobResult.model_validate_json(found.model_dump_json()) == found
+
+
+@pytest.mark.parametrize("method", ["mean-fill", "pooled-logistic"])
+def test_digits_are_a_data_set_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, method: str) -> None:
+    tables = digit_tables(tmp_path / "tables", per_digit=6)
+    monkeypatch.setattr(multiple_features, "packaged_tables", lambda: tables)
+    data = Digits(sites=2, missing=0.5, validation=0.0)
+    (job,) = jobs_of([data], [method], [0], tiny_settings("federation.rounds=1"))
+    together = run_job(job).results[0]
+    assert together.n == sum(data.load(0).patients["split"] == "test") == 20
+    assert together.accuracy is not None
 
 
 ARGUMENTS = ["variants", "synthetic", "--sites", "2", "--seeds", "0-1", "--missing", "0.3"]
