@@ -49,21 +49,26 @@ class SiteEffect:
         kept, intercept_Y, lacking_MY = (arrays[name] for name in ("kept", "intercept", "lacking"))
         return cls(modalities, float(kept), intercept_Y, lacking_MY, under_prefix("slopes", arrays))
 
+    @classmethod
+    def mean(cls, effects: Sequence[SiteEffect], weights: Sequence[float]) -> SiteEffect:
+        """The weighted mean of effects of one site, at least one, as logits; the weights sum to one."""
+        first, *_ = effects
+        pairs = list(zip(effects, weights, strict=True))
+        return cls(
+            first.modalities,
+            sum(weight * one.kept for one, weight in pairs),
+            np.sum([weight * one.intercept_Y for one, weight in pairs], axis=0),
+            np.sum([weight * one.lacking_MY for one, weight in pairs], axis=0),
+            {
+                name: np.sum([weight * one.slopes_FY[name] for one, weight in pairs], axis=0)
+                for name in first.slopes_FY
+            },
+        )
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """All of it, for a file."""
         fixed = {"kept": np.array(self.kept), "intercept": self.intercept_Y, "lacking": self.lacking_MY}
         return fixed | with_prefix("slopes", self.slopes_FY)
-
-    def blend(self, other: SiteEffect, share: float) -> SiteEffect:
-        """The other's logits with that share, these with the rest."""
-        own = 1.0 - share
-        return SiteEffect(
-            self.modalities,
-            own * self.kept + share * other.kept,
-            own * self.intercept_Y + share * other.intercept_Y,
-            own * self.lacking_MY + share * other.lacking_MY,
-            {name: own * self.slopes_FY[name] + share * other.slopes_FY[name] for name in self.slopes_FY},
-        )
 
     def logits(self, shared_BY: np.ndarray, cohort: Cohort) -> np.ndarray:
         """(B, Y), of patients to whom the shared model gives these probabilities."""

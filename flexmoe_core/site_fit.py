@@ -57,16 +57,22 @@ def fit_regression(
     return SiteEffect.of_columns(modalities, cohort, 0.0, intercept_Y, slopes_XY)
 
 
-def choose_spread(modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings) -> float:
-    """The spread of ``settings.regression`` (at least one) whose regressions lose least on held-out patients."""
-    losses = {
-        spread: sum(
+def spread_weights(
+    modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings
+) -> tuple[float, ...]:
+    """How far each spread of ``settings.regression`` (at least one) is to be believed: they sum to one.
+
+    By the likelihood of held-out patients; the hard choice of one spread would change with the folds.
+    """
+    losses = [
+        sum(
             _loss_on(held_out, fit_regression(modalities, others, classes, spread, settings))
             for others, held_out in _folds(cohort)
         )
         for spread in settings.regression
-    }
-    return min(losses, key=losses.__getitem__)
+    ]
+    weights = np.exp(min(losses) - np.array(losses))
+    return tuple((weights / weights.sum()).tolist())
 
 
 def fit_effect(
@@ -85,10 +91,11 @@ def fit_effect(
     if not settings.regression or len(validation[1]) == 0:
         return shared
     classes = training[0].shape[1]
-    own = _tuned_regression(modalities, training[1], classes, settings).logits(*validation)
+    own = _mean_regression(modalities, training[1], classes, settings).logits(*validation)
     others = fit_intercept(modalities, *training, settings).logits(*validation)
     share = best_share(others, own, validation[1].labels_B.numpy())
-    return shared.blend(_tuned_regression(modalities, patients, classes, settings), share)
+    own_effect = _mean_regression(modalities, patients, classes, settings)
+    return SiteEffect.mean((shared, own_effect), (1.0 - share, share))
 
 
 def best_share(first_BY: np.ndarray, second_BY: np.ndarray, labels_B: np.ndarray) -> float:
@@ -99,15 +106,16 @@ def best_share(first_BY: np.ndarray, second_BY: np.ndarray, labels_B: np.ndarray
     return float(SHARES[np.argmin(losses_S + np.log(SHARES / (1.0 - SHARES)) ** 2 / 2)])
 
 
-def _tuned_regression(modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings) -> SiteEffect:
-    spread = choose_spread(modalities, cohort, classes, settings)
-    return fit_regression(modalities, cohort, classes, spread, settings)
+def _mean_regression(modalities: Sequence[str], cohort: Cohort, classes: int, settings: SiteSettings) -> SiteEffect:
+    weights = spread_weights(modalities, cohort, classes, settings)
+    regressions = [fit_regression(modalities, cohort, classes, spread, settings) for spread in settings.regression]
+    return SiteEffect.mean(regressions, weights)
 
 
 def _folds(cohort: Cohort) -> Iterator[tuple[Cohort, Cohort]]:
-    """The others and the held-out patients of each fold; every class is dealt out in file order."""
+    """The others and the held-out patients of each fold, none for one patient; classes are dealt out in file order."""
     order_B = cohort.labels_B.argsort(stable=True)
-    for fold in range(min(FOLDS, len(cohort))):
+    for fold in range(min(FOLDS, len(cohort)) if len(cohort) > 1 else 0):
         held_out_B = torch.zeros(len(cohort), dtype=torch.bool)
         held_out_B[order_B[fold::FOLDS]] = True
         yield cohort.select((~held_out_B).nonzero().squeeze(1)), cohort.select(held_out_B.nonzero().squeeze(1))

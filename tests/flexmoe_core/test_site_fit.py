@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.settings import SiteSettings
 from flexmoe_core.site_effect import SiteEffect
-from flexmoe_core.site_fit import best_share, choose_spread, fit_effect, fit_intercept, fit_regression
+from flexmoe_core.site_fit import best_share, fit_effect, fit_intercept, fit_regression, spread_weights
 from tests.flexmoe_core.predictions import random_predictions
 
 MODALITIES = ("labs", "imaging")
@@ -243,21 +243,29 @@ def test_a_share_without_patients_is_one_half_and_a_wrong_regression_gets_little
     assert best_share(right_BY[:, ::-1], right_BY, labels_B) > 0.9
 
 
-def test_the_spread_is_the_one_that_predicts_held_out_patients_best() -> None:
+def test_the_spread_that_predicts_held_out_patients_best_is_believed() -> None:
     """Labels that follow a value want wide slopes, labels that follow nothing narrow ones."""
     _, cohort = random_site(15, classes=2, patients=200)
     spreads = SiteSettings(regression=(0.01, 5.0))
     clear = with_labels(cohort, (cohort.inputs["labs"][:, 0] > 0).numpy())
-    assert choose_spread(MODALITIES, clear, 2, spreads) == 5.0
+    assert spread_weights(MODALITIES, clear, 2, spreads)[1] > 0.99
     chance = with_labels(cohort, np.random.default_rng(0).integers(2, size=200))
-    assert choose_spread(MODALITIES, chance, 2, spreads) == 0.01
+    assert spread_weights(MODALITIES, chance, 2, spreads)[0] > 0.99
 
 
 @pytest.mark.parametrize("patients", [1, 3, 8])
-def test_a_spread_is_chosen_for_the_smallest_site(patients: int) -> None:
+def test_the_smallest_site_has_weights_too(patients: int) -> None:
     _, cohort = random_site(16, classes=3, patients=patients)
-    assert choose_spread(MODALITIES, cohort, 3, SiteSettings()) in SiteSettings().regression
-    assert choose_spread(MODALITIES, with_labels(cohort, np.ones(patients)), 3, SiteSettings()) > 0
+    for site in (cohort, with_labels(cohort, np.ones(patients))):
+        weights = spread_weights(MODALITIES, site, 3, SiteSettings())
+        assert len(weights) == len(SiteSettings().regression)
+        assert min(weights) >= 0
+        assert sum(weights) == pytest.approx(1)
+
+
+def mean_regression(cohort: Cohort, chosen: SiteSettings) -> SiteEffect:
+    regressions = [fit_regression(MODALITIES, cohort, 2, spread, chosen) for spread in chosen.regression]
+    return SiteEffect.mean(regressions, spread_weights(MODALITIES, cohort, 2, chosen))
 
 
 def test_validation_patients_choose_the_share_and_then_teach() -> None:
@@ -266,14 +274,12 @@ def test_validation_patients_choose_the_share_and_then_teach() -> None:
     training, validation = ((shared_BY[index], cohort.select(index)) for index in (first, second))
     chosen = SiteSettings()
     effect = fit_effect(MODALITIES, training, validation, chosen)
-    spread = choose_spread(MODALITIES, training[1], 2, chosen)
-    own = fit_regression(MODALITIES, training[1], 2, spread, chosen).logits(*validation)
+    own = mean_regression(training[1], chosen).logits(*validation)
     shared = fit_intercept(MODALITIES, *training, chosen).logits(*validation)
     share = best_share(shared, own, validation[1].labels_B.numpy())
     assert 0 < share < 1
     assert effect.kept == pytest.approx(1 - share)
-    spread = choose_spread(MODALITIES, cohort, 2, chosen)
-    own = fit_regression(MODALITIES, cohort, 2, spread, chosen).logits(shared_BY, cohort)
+    own = mean_regression(cohort, chosen).logits(shared_BY, cohort)
     others = fit_intercept(MODALITIES, shared_BY, cohort, chosen).logits(shared_BY, cohort)
     np.testing.assert_allclose(effect.logits(shared_BY, cohort), share * own + (1 - share) * others, atol=1e-12)
 
@@ -294,9 +300,11 @@ def test_without_spread_or_validation_patients_the_regression_has_no_share(
 
 def test_an_effect_survives_a_file() -> None:
     shared_BY, cohort = random_site(13, classes=3)
-    effect = fit_intercept(MODALITIES, shared_BY, cohort, SiteSettings()).blend(
-        fit_regression(MODALITIES, cohort, 3, 1.0, SiteSettings()), 0.3
+    both = (
+        fit_intercept(MODALITIES, shared_BY, cohort, SiteSettings()),
+        fit_regression(MODALITIES, cohort, 3, 1.0, SiteSettings()),
     )
+    effect = SiteEffect.mean(both, (0.7, 0.3))
     again = SiteEffect.from_arrays(MODALITIES, effect.to_arrays())
     np.testing.assert_array_equal(again.logits(shared_BY, cohort), effect.logits(shared_BY, cohort))
     assert effect.kept == pytest.approx(0.7)
@@ -304,6 +312,15 @@ def test_an_effect_survives_a_file() -> None:
     del arrays["lacking"]
     with pytest.raises(KeyError, match="lacking"):
         SiteEffect.from_arrays(MODALITIES, arrays)
+
+
+def test_the_mean_of_effects_is_the_mean_of_their_logits() -> None:
+    shared_BY, cohort = random_site(17, classes=3)
+    effects = [fit_regression(MODALITIES, cohort, 3, spread, SiteSettings()) for spread in (0.3, 1.0)]
+    effects.append(fit_intercept(MODALITIES, shared_BY, cohort, SiteSettings()))
+    weights = (0.2, 0.5, 0.3)
+    expected_BY = sum(w * one.logits(shared_BY, cohort) for w, one in zip(weights, effects, strict=True))
+    np.testing.assert_allclose(SiteEffect.mean(effects, weights).logits(shared_BY, cohort), expected_BY, atol=1e-12)
 
 
 def test_no_effect_changes_nothing() -> None:
