@@ -23,12 +23,7 @@ def read_npz(path: Path, file: str, names: Collection[str]) -> dict[str, np.ndar
     try:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            absent = [name for name in names if name not in members]
-            if absent:
-                raise InputError([_absent(file, name, members) for name in absent])
-            arrays = {name: _member(archive, members[name]) for name in names}
-    except InputError:
-        raise
+            arrays = {name: _member(archive, members[name]) for name in names if name in members}
     except OSError as error:
         reason = error.strerror or "it is truncated or not what its name says"
         problem = Problem(file, "", f"cannot be read: {reason}", "Correct the file or its permissions.")
@@ -36,7 +31,8 @@ def read_npz(path: Path, file: str, names: Collection[str]) -> dict[str, np.ndar
     except Exception:  # zipfile, zlib and numpy raise whatever a broken file makes them stumble upon
         what = "cannot be read as .npz: it is truncated, or not what its name says"
         raise InputError([Problem(file, "", what, SAVE_AGAIN)]) from None
-    problems = [_holds_objects(file, name) for name, array in arrays.items() if array is None]
+    problems = [_absent(file, name) for name in names if name not in arrays]
+    problems += [_holds_objects(file, name) for name, array in arrays.items() if array is None]
     if problems:
         raise InputError(problems)
     return {name: array for name, array in arrays.items() if array is not None}
@@ -60,7 +56,7 @@ def _read_npy(stream: IO[bytes], size: int) -> np.ndarray | None:
     return np.ndarray(shape, dtype, stream.read(), order="F" if fortran_order else "C")
 
 
-def _absent(file: str, name: str, members: Collection[str]) -> Problem:
+def _absent(file: str, name: str) -> Problem:
     return Problem(file, "", f"has no array '{name}'", "Save it under this name.")
 
 
