@@ -159,10 +159,8 @@ class Router(nn.Module):
     def _multiply(self, x_TD: Tensor, weight: Tensor) -> Tensor:
         if self.routers == 1:
             return x_TD @ weight.T
-        tokens, width = x_TD.shape
-        x_BRSD = x_TD.reshape(-1, self.routers, self.tokens, width)
-        weight_RED = weight.reshape(self.routers, -1, width)
-        return torch.einsum("brsd,red->brse", x_BRSD, weight_RED).reshape(tokens, -1)
+        x_BRSD = x_TD.unflatten(0, (-1, self.routers, self.tokens))
+        return torch.einsum("brsd,red->brse", x_BRSD, weight.unflatten(0, (self.routers, -1))).flatten(0, 2)
 
     def _by_token(self, value_R: Tensor, tokens: int) -> Tensor:
         """Each token's own router's value: (T, 1)."""

@@ -1,5 +1,6 @@
 """Shapes: T tokens, D width, E experts, K experts per token."""
 
+import math
 from dataclasses import fields
 
 import pytest
@@ -34,7 +35,7 @@ def route(
     x_TD: Tensor = X_TD,
 ) -> Routing:
     noise = None if seed is None else generator(seed)
-    routing: Routing = router(x_TD, targets(len(router.weight)), specialized_T, learns_T, noise)
+    routing: Routing = router(x_TD, targets(len(router.weight) // router.routers), specialized_T, learns_T, noise)
     return routing
 
 
@@ -198,3 +199,54 @@ def test_nobody_can_be_routed(pinned: bool) -> None:
     routing = router(X_TD[:0], targets()[:0], NOBODY_T[:0], None, generator())
     assert routing.gates_TK.shape == (0, 2)
     assert not any(gradient.any() for gradient in gradients(router, routing.gates_TK.sum()).values())
+
+
+def test_noisy_top_k_is_its_formula() -> None:
+    """H = x W + N(0, 1) * (softplus(x W_noise) + a floor), gates the softmax of the K highest (Shazeer, eq. 3-5)."""
+    router, active = random_router(3, pinned=False), 3
+    routing = route(router, NOBODY_T, seed=7)
+    normal_TE = torch.empty(TOKENS, EXPERTS, dtype=torch.float64).normal_(generator=generator(7))
+    for t in range(TOKENS):
+        noisy = []
+        for e in range(EXPERTS):
+            clean, spread = ((X_TD[t] * row[e]).sum().item() for row in (router.weight, router.noise))
+            noisy.append(clean + float(normal_TE[t, e]) * (math.log1p(math.exp(spread)) + 0.01))
+        kept = sorted(range(EXPERTS), key=lambda e: -noisy[e])[:active]
+        total = sum(math.exp(noisy[e]) for e in kept)
+        gates_E = [math.exp(noisy[e]) / total if e in kept else 0.0 for e in range(EXPERTS)]
+        assert routing.gates_TE[t].tolist() == pytest.approx(gates_E, rel=1e-9)
+        assert routing.chosen_TK[t].tolist() == kept
+
+
+@pytest.mark.parametrize("seed", [None, 3])
+@pytest.mark.parametrize("pinned", [True, False])
+@pytest.mark.parametrize("learns_T", [None, HALF_T])
+def test_each_modality_is_routed_by_its_own_router(pinned: bool, seed: int | None, learns_T: Tensor | None) -> None:
+    routers, run, active = 3, 5, 2  # 60 tokens: four patients of three modalities of five tokens
+    own_T = torch.arange(TOKENS) // run % routers
+    many = Router(EXPERTS, active, WIDTH, pinned, generator(), routers=routers, tokens=run).double()
+    randomize(many, seed=2)
+    together = route(many, HALF_T, seed, learns_T)
+    weight_TK = torch.randn(TOKENS, active, generator=generator(5), dtype=torch.float64)
+    found = gradients(many, (together.gates_TK * weight_TK).sum())
+    for r in range(routers):
+        rows = slice(r * EXPERTS, (r + 1) * EXPERTS)
+        one = Router(EXPERTS, active, WIDTH, pinned, generator()).double()
+        one.load_state_dict({"weight": many.weight[rows], "noise": many.noise[rows], "gate": many.gate[r : r + 1]})
+        alone = route(one, HALF_T, seed, learns_T)
+        for field in fields(Routing):
+            value, expected = getattr(together, field.name)[own_T == r], getattr(alone, field.name)[own_T == r]
+            torch.testing.assert_close(value, expected, rtol=1e-12, atol=1e-12)
+        others = gradients(one, (alone.gates_TK * weight_TK * (own_T == r)[:, None]).sum())
+        torch.testing.assert_close(found["weight"][rows], others["weight"], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(found["gate"][r : r + 1], others["gate"], rtol=1e-10, atol=1e-12)
+
+
+def test_nobody_can_be_routed_by_routers_of_their_own() -> None:
+    router = Router(EXPERTS, 2, WIDTH, True, generator(), routers=3, tokens=5).double()
+    assert router(X_TD[:0], targets()[:0], NOBODY_T[:0], None, generator()).gates_TK.shape == (0, 2)
+
+
+def test_the_routers_of_modalities_start_apart() -> None:
+    many = Router(EXPERTS, 2, WIDTH, True, generator(), routers=3)
+    assert len(torch.unique(many.weight, dim=0)) == 3 * EXPERTS
