@@ -113,7 +113,7 @@ def _mean_regression(modalities: Sequence[str], cohort: Cohort, classes: int, se
 
 
 def _folds(cohort: Cohort) -> Iterator[tuple[Cohort, Cohort]]:
-    """The others and the held-out patients of each fold, none for one patient; classes are dealt out in file order."""
+    """The others and the held-out patients of each fold; none for one patient. Classes are dealt in file order."""
     order_B = cohort.labels_B.argsort(stable=True)
     for fold in range(min(FOLDS, len(cohort)) if len(cohort) > 1 else 0):
         held_out_B = torch.zeros(len(cohort), dtype=torch.bool)
