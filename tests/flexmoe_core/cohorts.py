@@ -82,8 +82,8 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 def gradients(model: nn.Module, loss: Tensor) -> dict[str, Tensor]:
-    """The gradient of every parameter, zero where the loss does not depend on it."""
-    named = dict(model.named_parameters())
+    """The gradient of every parameter that learns by one, zero where the loss does not depend on it."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not loss.requires_grad:
         return {name: torch.zeros_like(parameter) for name, parameter in named.items()}
     found = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
