@@ -22,7 +22,7 @@ from flexmoe_core.site_effect import SiteEffect, finite_logits, site_columns
 
 FOLDS = 5
 MOST_STEPS = 500
-FLAT = 1e-9  # gradient at which a fit ends, in patients
+FLAT, STILL, MEMORY = 1e-6, 1e-9, 20  # a fit ends at such a gradient, in patients, or such a step; pairs it remembers
 LEAST_DEVIATION = 1e-9
 SHARES = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, 241)))  # even in the logit, where the prior is normal
 
@@ -132,7 +132,12 @@ def _most_probable(x_BX: Tensor, offset_BY: Tensor, labels_B: Tensor) -> Tensor:
     """(X, Y) with the highest posterior under a standard normal prior. The objective is strictly convex."""
     found_XY = torch.zeros(x_BX.shape[1], offset_BY.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [found_XY], max_iter=MOST_STEPS, tolerance_grad=FLAT, tolerance_change=0.0, line_search_fn="strong_wolfe"
+        [found_XY],
+        max_iter=MOST_STEPS,
+        tolerance_grad=FLAT,
+        tolerance_change=STILL,
+        history_size=MEMORY,
+        line_search_fn="strong_wolfe",
     )
 
     def loss() -> Tensor:
