@@ -15,7 +15,7 @@ import torch
 from client.bundle import Bundle, read_bundle
 from client.prediction import predict_cohort
 from client.site_data import read_site
-from flexmoe_core.bank import TableBank
+from flexmoe_core.bank import CompositionalBank, TableBank
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import InputError, Problem
@@ -103,18 +103,22 @@ def mean_auroc(probabilities_BCY: FloatArray, labels_B: IntArray) -> float | Non
 def untrained_tokens(bundle: Bundle) -> list[tuple[int, int]]:
     """(combination, missing modality) of all combinations whose bank token has a part that never moved from zero.
 
-    A token is its modality's default plus, where the table has one to back off to, a residual row. Empty where
-    the bank is not learned.
+    A token is its modality's default plus, where the table has one to back off to, a residual row; in a composed
+    bank, plus a row for each observed modality. Empty where the bank is not learned.
     """
     facts, bank = bundle.facts, bundle.model.bank
-    if not isinstance(bank, TableBank):
+    if not isinstance(bank, TableBank | CompositionalBank):
         return []
     moved_M, moved_S = (part.flatten(1).any(dim=1) for part in (bank.default, bank.residual))
-    moved_or_none_S = torch.cat([moved_S, moved_S.new_ones(1)])  # the last stands for NO_SLOT
     masks_C = torch.arange(1, facts.table.full_mask + 1)
     lacks_CM = (masks_C[:, None] >> torch.arange(facts.table.modalities) & 1) == 0
-    trained_CM = moved_M & moved_or_none_S[facts.table.place(masks_C).slots_BM]
-    return [(int(masks_C[place]), int(m)) for place, m in (lacks_CM & ~trained_CM).nonzero()]
+    if isinstance(bank, CompositionalBank):
+        still_MM = (~moved_S).reshape(len(moved_M), -1)
+        rows_moved_CM = (~lacks_CM).float() @ still_MM.float() == 0
+    else:
+        moved_or_none_S = torch.cat([moved_S, moved_S.new_ones(1)])  # the last stands for NO_SLOT
+        rows_moved_CM = moved_or_none_S[facts.table.place(masks_C).slots_BM]
+    return [(int(masks_C[place]), int(m)) for place, m in (lacks_CM & ~(moved_M & rows_moved_CM)).nonzero()]
 
 
 def _predict_hiding(bundle: Bundle, cohort: Cohort, mask: int) -> FloatArray:
