@@ -41,11 +41,11 @@ def read_npz(path: Path, file: str, names: Collection[str]) -> dict[str, np.ndar
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray | None:
     """One array; None where it holds objects, which only a pickle could restore."""
     with archive.open(info) as stream:
-        return _read_npy(stream, info.file_size)
+        return read_npy(stream, info.file_size)
 
 
-def _read_npy(stream: IO[bytes], size: int) -> np.ndarray | None:
-    """The array in ``size`` bytes of .npy. Raises ValueError, among others, when they are none."""
+def read_npy(stream: IO[bytes], size: int) -> np.ndarray | None:
+    """The array in ``size`` bytes of .npy; None for objects. Raises ValueError, among others, when they are none."""
     version = np.lib.format.read_magic(stream)
     read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read_header(stream)

@@ -12,11 +12,14 @@ from client.embedding import EmbeddingEntry
 from client.manifest import MANIFEST_FILE, Manifest
 from client.modality_entry import ModalityEntry
 from client.tabular import TabularEntry
+from client.volume import VolumeEntry
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import Study
 from flexmoe_core.validation import Finding, parse_toml, suggestion, validate
 
-ENTRIES: Mapping[str, type[ModalityEntry]] = MappingProxyType({"tabular": TabularEntry, "embedding": EmbeddingEntry})
+ENTRIES: Mapping[str, type[ModalityEntry]] = MappingProxyType(
+    {"tabular": TabularEntry, "embedding": EmbeddingEntry, "volume": VolumeEntry}
+)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, read_toml, repeated
 
 MANIFEST_FILE = "site.toml"
+NO_FILE = Finding("names no file", "Add the file or correct the name.")
 
 
 def _column_name(name: str) -> str:
@@ -79,15 +80,23 @@ def site_file(folder: Path, name: str, place: str) -> Path:
 
     Raises InputError unless it is a file inside the site folder, links followed.
     """
-    manifest = str(folder / MANIFEST_FILE)
+    path = file_inside(folder, name)
+    if isinstance(path, Finding):
+        what = f"{path.what}: '{name}'" if path == NO_FILE else path.what
+        raise InputError([Problem(str(folder / MANIFEST_FILE), place, what, path.remedy)])
+    return path
+
+
+def file_inside(folder: Path, name: str) -> Path | Finding:
+    """The path of a file inside the folder, links followed, or what is wrong with its name."""
     try:
         path = (folder / name).resolve()
         inside, is_file = path.is_relative_to(folder.resolve()), path.is_file()
     except (OSError, RuntimeError, ValueError):  # endless names, circular links, a zero byte
-        raise InputError([Problem(manifest, place, "is not a path", "Correct it.")]) from None
+        return Finding("is not a path", "Correct it.")
     if not inside:
         remedy = "Move the file into the site folder; links may not lead out of it either."
-        raise InputError([Problem(manifest, place, "is outside the site folder", remedy)])
+        return Finding("is outside the site folder", remedy)
     if not is_file:
-        raise InputError([Problem(manifest, place, f"names no file: '{name}'", "Add the file or correct the name.")])
+        return NO_FILE
     return path

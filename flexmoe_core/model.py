@@ -78,7 +78,7 @@ class FlexMoe(nn.Module):
         self.norm = nn.LayerNorm(width) if settings.final_norm else nn.Identity()
         self.pooling = build_pooling(count, settings)
         self.head = nn.Linear(self.pooling.out_width, classes)
-        _initialize_linear_layers(self, settings.output_scale, generator)
+        _initialize_layers(self, settings.output_scale, generator)
 
     @property
     def sparse_layers(self) -> tuple[int, ...]:
@@ -167,10 +167,12 @@ def load_parameters(model: nn.Module, values: Mapping[str, Tensor]) -> None:
             parameters[name].copy_(value)
 
 
-def _initialize_linear_layers(model: nn.Module, output_scale: float, generator: torch.Generator) -> None:
-    """Draw every linear layer from the given generator, biases at zero, output layers at their own scale."""
+def _initialize_layers(model: nn.Module, output_scale: float, generator: torch.Generator) -> None:
+    """Draw linear layers and convolutions from the given generator, biases at zero, output layers at their scale."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, nn.Linear | nn.Conv3d):
             scale = output_scale if name.endswith(OUTPUT_LAYERS) else 1.0
-            nn.init.trunc_normal_(module.weight, std=scale * module.in_features**-0.5, generator=generator)
-            nn.init.zeros_(module.bias)
+            inputs = module.weight[0].numel()
+            nn.init.trunc_normal_(module.weight, std=scale * inputs**-0.5, generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)

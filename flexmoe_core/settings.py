@@ -28,6 +28,7 @@ class ModelSettings(FrozenModel):
     dropout: float = Field(default=0.5, ge=0, lt=1)
     encoder_hidden: int = Field(default=0, ge=0, description="0: a linear encoder")
     encoder_dropout: float = Field(default=0.0, ge=0, lt=1)
+    volume_channels: int = Field(default=8, ge=1, le=256, description="of a volume encoder's first convolution")
     output_scale: float = Field(default=0.1, gt=0, le=1, description="initial size of what branches and head add")
     final_norm: bool = Field(default=False, description="normalize tokens before the head")
     feed_forward: Literal["mixture", "dense"] = Field(

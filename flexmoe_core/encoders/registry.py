@@ -9,11 +9,14 @@ from torch import nn
 
 from flexmoe_core.encoders.embedding import build_embedding
 from flexmoe_core.encoders.tabular import build_tabular
+from flexmoe_core.encoders.volume import build_volume
 from flexmoe_core.settings import ModelSettings
 
 EncoderBuilder = Callable[[tuple[int, ...], ModelSettings], nn.Module]
 
-ENCODERS: Mapping[str, EncoderBuilder] = MappingProxyType({"tabular": build_tabular, "embedding": build_embedding})
+ENCODERS: Mapping[str, EncoderBuilder] = MappingProxyType(
+    {"tabular": build_tabular, "embedding": build_embedding, "volume": build_volume}
+)
 
 
 def build_encoder(kind: str, shape: tuple[int, ...], settings: ModelSettings) -> nn.Module:

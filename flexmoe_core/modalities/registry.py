@@ -8,6 +8,12 @@ from pydantic import Field
 
 from flexmoe_core.modalities.embedding import EmbeddingModality, EmbeddingPreprocessing
 from flexmoe_core.modalities.tabular import TabularModality, TabularPreprocessing
+from flexmoe_core.modalities.volume import VolumeModality, VolumePreprocessing
 
-AnyModality = Annotated[TabularModality | EmbeddingModality, Field(discriminator="kind")]
-AnyPreprocessing = Annotated[TabularPreprocessing | EmbeddingPreprocessing, Field(discriminator="kind")]
+AnyModality = Annotated[
+    TabularModality | EmbeddingModality | VolumeModality, Field(discriminator="kind")
+]
+AnyPreprocessing = Annotated[
+    TabularPreprocessing | EmbeddingPreprocessing | VolumePreprocessing,
+    Field(discriminator="kind"),
+]

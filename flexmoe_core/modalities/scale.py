@@ -36,8 +36,13 @@ def fitted_range(values_B: Tensor) -> tuple[float, float]:
     Where all are equal, or there is none, the unit of measurement stays the scale.
     """
     present_B = values_B[~values_B.isnan()]
-    mean = present_B.mean().item() if len(present_B) else 0.0
-    deviation = present_B.std(correction=0).item() if len(present_B) else 0.0
+    if not len(present_B):
+        return range_of(0.0, 0.0)
+    return range_of(present_B.mean().item(), present_B.std(correction=0).item())
+
+
+def range_of(mean: float, deviation: float) -> tuple[float, float]:
+    """Mean +- 2 standard deviations; without any deviation the unit of measurement is the scale."""
     if deviation <= 1e-9 * abs(mean):
         deviation = max(1.0, 1e-9 * abs(mean))
     return mean - 2 * deviation, mean + 2 * deviation

@@ -1,8 +1,9 @@
 """Patients as the flat rows that logistic regression takes.
 
 Every column of a table keeps its own missing flag, which is also set for patients who lack the whole table; a vector
-has one flag. Each kind of modality has a function in ``FLATTENERS``.
-Shapes: B patients, F features.
+has one flag, and so have the mean intensities of a volume's 4 x 4 x 4 cells. Each kind of modality has a function in
+``FLATTENERS``.
+Shapes: B patients, F features, D, H, W voxels.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from client.site_data import SiteData
 from flexmoe_core.cohort import Cohort
+from flexmoe_core.encoders.volume import coarse_means
 from flexmoe_core.features import MISSING_CODE, encode
 from flexmoe_core.modalities.base import Preprocessing
 from flexmoe_core.modalities.tabular import Column, NumericColumn, TabularPreprocessing
@@ -87,4 +89,10 @@ def _flat_vector(_: Preprocessing, x_BF: Tensor, observed_B: Tensor) -> Tensor:
     return torch.cat([seen_BF, (~observed_B)[:, None].double()], dim=1)
 
 
-FLATTENERS: Mapping[str, Flattener] = MappingProxyType({"tabular": _flat_table, "embedding": _flat_vector})
+def _flat_volume(preprocessing: Preprocessing, x_BDHW: Tensor, observed_B: Tensor) -> Tensor:
+    return _flat_vector(preprocessing, coarse_means(x_BDHW), observed_B)
+
+
+FLATTENERS: Mapping[str, Flattener] = MappingProxyType(
+    {"tabular": _flat_table, "embedding": _flat_vector, "volume": _flat_volume}
+)

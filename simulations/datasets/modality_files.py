@@ -72,6 +72,28 @@ class EmbeddingData:
         return {"name": name, "file": file}
 
 
+@dataclass(frozen=True)
+class VolumeData:
+    """Kind ``volume``: the (D, H, W) array of each patient who has one, by the ids of all ``patients``."""
+
+    patients: pd.Index
+    volumes: Mapping[str, np.ndarray]
+
+    def observed(self) -> pd.Series:
+        """True where the patient has a volume."""
+        return pd.Series(self.patients.isin(list(self.volumes)), self.patients)
+
+    def write(self, folder: Path, name: str, patients: pd.Index) -> dict[str, Any]:
+        """A folder of .npy files, one for each patient who has a volume, and a CSV of their paths."""
+        (folder / name).mkdir()
+        owners = [patient for patient in patients if patient in self.volumes]
+        paths = pd.Series({patient: f"{name}/{patient}.npy" for patient in owners}, name="path", dtype=str)
+        for patient, path in paths.items():
+            np.save(folder / path, self.volumes[str(patient)], allow_pickle=False)
+        write_csv(folder / f"{name}.csv", paths.to_frame())
+        return {"name": name, "file": f"{name}.csv"}
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """A table of patients, indexed by their ids."""
     table.to_csv(path, index_label="patient", lineterminator="\n")

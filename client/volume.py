@@ -1,0 +1,131 @@
+"""A site's volumes as the tensors that their encoder takes: a table says which file is whose.
+
+Shapes: R patients with a volume, D, H, W voxels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from client.manifest import MANIFEST_FILE, LocalName, file_inside, site_file
+from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.tables import LineProblems, Table, read_table
+from client.volume_files import VolumeForm, read_volume
+from flexmoe_core.errors import Problem
+from flexmoe_core.modalities.base import Modality
+from flexmoe_core.modalities.volume import Spacing, VolumeModality, VolumePreprocessing, VolumeShape
+from flexmoe_core.validation import Finding, Findings
+
+
+class VolumeEntry(OneFileEntry):
+    """A table of patients and the paths of their volumes; of a local encoder also shape and spacing of these."""
+
+    path_column: LocalName = "path"
+    voxels: VolumeShape | None = Field(default=None, alias="shape")
+    spacing: Spacing | None = None
+
+    def files(self, folder: Path) -> Sequence[str]:
+        """The table, and every volume that it names."""
+        path = site_file(folder, self.file, f"modality.{self.name}.file")
+        cells = read_table(path, self.file, (self.path_column,)).cells.get(self.path_column, ())
+        return (self.file, *(cell for cell in cells if cell))
+
+    def findings(self, modality: Modality) -> Iterator[Finding]:
+        """Whether shape and spacing are declared where they should be."""
+        if modality.encoder == "local" and self.voxels is None:
+            yield Finding("is missing", "Declare the shape of the site's volumes: the encoder is local.", "shape")
+        if modality.encoder == "shared":
+            for key, value in {"shape": self.voxels, "spacing": self.spacing}.items():
+                if value is not None:
+                    yield Finding("is not allowed with a shared encoder", "Remove it: the study declares it.", key)
+
+    def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
+        """The volumes on the model's scale, and every problem with them."""
+        assert isinstance(modality, VolumeModality)
+        path, file = self.path(reading), reading.file(self.file)
+        reserved = reading.reserved_columns if reading.is_patients_file(path) else (reading.section.id,)
+        if self.path_column in reserved:
+            what = f"is '{self.path_column}', a column that holds the id, label or split of the patients"
+            place = f"modality.{self.name}.path_column"
+            return None, [Problem(reading.file(MANIFEST_FILE), place, what, "Name the column of paths.")]
+        table = read_table(path, file, (reading.section.id, self.path_column))
+        problems = self._column_problems(table, reading.section.id)
+        lines = LineProblems(file, table.unit)
+        rows = reading.rows_of(table.cells.get(reading.section.id, ()), table.lines, reading.section.id, lines)
+        rows = reading.chosen(rows, fitted=modality.encoder == "local")
+        form = self._form(modality)
+        if form is None or self.path_column not in table.cells:
+            return None, [*problems, *lines.problems()]
+        files = self._files(reading.folder, table, rows, lines)
+        volumes_RDHW = _read_volumes(files, form, table, rows, self.path_column, lines)
+        problems.extend(lines.problems())
+        if problems or reading.patients is None:
+            return None, problems
+        return _encoded(volumes_RDHW, list(files), modality, form, reading), []
+
+    def _column_problems(self, table: Table, id_column: str) -> list[Problem]:
+        wanted = {id_column: "the key 'id' of [site]", self.path_column: f"the key 'path_column' of '{self.name}'"}
+        problems = [table.absent(name, key) for name, key in wanted.items() if name not in table.header]
+        if not len(table):
+            problems.append(Problem(table.file, "", "has no rows", "Add patients, or remove the modality."))
+        elif not any(table.cells.get(self.path_column, ("?",))):
+            what = "has no path in any row"
+            problems.append(Problem(table.file, "", what, "Add paths, or remove the modality."))
+        return problems
+
+    def _form(self, modality: VolumeModality) -> VolumeForm | None:
+        """What volumes should look like; None where the manifest does not say it, which is its own problem."""
+        source = modality if modality.encoder == "shared" else self
+        return None if source.voxels is None else VolumeForm(source.voxels, source.spacing, modality.range)
+
+    def _files(self, folder: Path, table: Table, rows: Mapping[str, int], lines: LineProblems) -> dict[str, Path]:
+        """The file of each patient who has a usable path; what is wrong with a path joins ``lines``."""
+        files: dict[str, Path] = {}
+        for patient, row in rows.items():
+            if name := table.cells[self.path_column][row]:
+                path = file_inside(folder, name)
+                if isinstance(path, Path) and path in files.values():
+                    path = Finding("names the file of an earlier patient", "Name each patient's own.")
+                if isinstance(path, Path):
+                    files[patient] = path
+                else:
+                    lines.add(table.lines[row], self.path_column, path.what, path.remedy)
+        return files
+
+
+def _read_volumes(
+    files: Mapping[str, Path],
+    form: VolumeForm,
+    table: Table,
+    rows: Mapping[str, int],
+    column: str,
+    lines: LineProblems,
+) -> Tensor:
+    """(R, D, H, W) float32 of the patients of ``files``; what is wrong with a file joins ``lines``."""
+    volumes_RDHW = torch.zeros(len(files), *form.shape)
+    for place, (patient, path) in enumerate(files.items()):
+        try:
+            volumes_RDHW[place] = read_volume(path, form)
+        except Findings as found:
+            for finding in found.findings:
+                lines.add(table.lines[rows[patient]], column, finding.what, finding.remedy)
+    return volumes_RDHW
+
+
+def _encoded(
+    volumes_RDHW: Tensor, patients: Sequence[str], modality: VolumeModality, form: VolumeForm, reading: Reading
+) -> ModalityData:
+    """The volumes, scaled in place: a copy of all would need their memory twice."""
+    if modality.encoder == "shared":
+        preprocessing = modality.preprocessing
+    else:
+        preprocessing = VolumePreprocessing.fitted(form.shape, volumes_RDHW, reading.training_places(patients))
+    for volume_DHW in volumes_RDHW:
+        volume_DHW.copy_(preprocessing.encode(volume_DHW))
+    rows = {patient: row for row, patient in enumerate(patients)}
+    return ModalityData(preprocessing, rows, volumes_RDHW, torch.ones(len(patients), dtype=torch.bool))
