@@ -116,3 +116,26 @@ def test_nobody_passes_through(learns_B: Tensor | None) -> None:
     )
     assert (y_BND.shape, use.gates_BE.shape) == ((0, TOKENS, WIDTH), (0, EXPERTS))
     assert not any(g.any() for g in gradients(mixture, y_BND.sum() + losses.balance).values())
+
+
+def test_each_routers_own_tokens_are_counted() -> None:
+    modalities, tokens = 2, TOKENS // 2
+    settings = ModelSettings(**{**TINY, "router": "modality", "tokens": tokens})
+    mixture = Mixture(settings, generator(), modalities).double()
+    randomize(mixture, seed=1)
+    _, _, use = mixture(X_BND, PLAN, generator(2))
+    routing = mixture.router(
+        X_BND.flatten(0, 1),
+        PLAN.expert_B.repeat_interleave(TOKENS),
+        PLAN.specialized_B.repeat_interleave(TOKENS),
+        None,
+        generator(2),
+    )
+    assert use.choices is None
+    for b in range(PATIENTS):
+        for r in range(modalities):
+            start = b * TOKENS + r * tokens
+            chosen = routing.chosen_TK[start : start + tokens].flatten().tolist()
+            shares = [chosen.count(e) / len(chosen) for e in range(EXPERTS)]
+            assert use.routed_BRE[b, r].tolist() == pytest.approx(shares)
+    torch.testing.assert_close(use.routed_BE, use.routed_BRE.mean(dim=1))

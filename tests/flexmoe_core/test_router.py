@@ -185,6 +185,21 @@ def test_load_is_the_chance_to_be_chosen_when_an_experts_own_noise_is_drawn_agai
         torch.testing.assert_close(estimate_TE[:, e], chosen_RT.float().mean(dim=0), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("active", [1, 2, 4])
+def test_load_is_its_formula(active: int) -> None:
+    """P(x, i) = Phi((x W_i - the K-th highest of the others' noisy logits) / noise_i) (Shazeer, eq. 8-9)."""
+    draws = generator(6)
+    clean_TE, normal_TE = (torch.randn(4, EXPERTS, generator=draws, dtype=torch.float64) for _ in range(2))
+    noise_TE = torch.rand(4, EXPERTS, generator=draws, dtype=torch.float64) + 0.1
+    noisy_TE = clean_TE + normal_TE * noise_TE
+    found_TE = load(clean_TE, noisy_TE, noise_TE, active)
+    for t in range(4):
+        for e in range(EXPERTS):
+            others = sorted((float(noisy_TE[t, other]) for other in range(EXPERTS) if other != e), reverse=True)
+            distance = (float(clean_TE[t, e]) - others[active - 1]) / float(noise_TE[t, e])
+            assert float(found_TE[t, e]) == pytest.approx(0.5 * math.erfc(-distance / math.sqrt(2)), rel=1e-9)
+
+
 @pytest.mark.parametrize(("experts", "active"), [*CASES, (3, 2)])
 def test_load_has_finite_gradients(experts: int, active: int) -> None:
     router = random_router(active, pinned=True, experts=experts)

@@ -354,3 +354,39 @@ def test_a_model_without_experts_trains_as_a_whole_in_both_stages(optimizer: str
             if name.startswith("layers."):
                 assert support_of(name, support, model).tolist() == [len(cohort)], name
                 assert not torch.equal(before[name], snapshot(model)[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_the_embedding_of_the_imputed_learns_from_who_lacks_something_alone(optimizer: str) -> None:
+    for masks in ([0b111] * 9, MASKS):
+        model = random_model(TABLE)
+        before = snapshot(model)["imputed"]
+        support = train(model, random_cohort(masks, MODALITIES), settings=method(optimizer=optimizer)).support
+        incomplete = sum(mask != 0b111 for mask in masks)
+        assert torch.equal(snapshot(model)["imputed"], before) == (incomplete == 0)
+        if optimizer == "adamw":
+            assert support_of("imputed", support, model).tolist() == [incomplete]
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+@pytest.mark.parametrize("plan", [GENERALIZE, SPECIALIZE])
+def test_each_modalitys_router_counts_every_teacher_once(plan: RoundPlan, epochs: int) -> None:
+    model, cohort = random_model(TABLE, router="modality", layers=3), random_cohort(MASKS, MODALITIES)
+    settings = method({"router": "modality", "layers": 3}, epochs=epochs)
+    support = train(model, cohort, plan, settings).support
+    teaching = MASKS.count(0b111) if plan is GENERALIZE else len(MASKS)
+    assert support.routed_LRE.shape == (2, MODALITIES, TINY["experts"])
+    np.testing.assert_allclose(support.routed_LRE.sum(axis=2), teaching)
+    np.testing.assert_allclose(support.experts_LE, support.routed_LRE.mean(axis=1))
+
+
+def test_pairs_of_a_composed_bank_count_who_lacked_and_who_hid() -> None:
+    cohort = random_cohort(MASKS, MODALITIES)
+    expected = np.array([[sum(mask >> j & ~(mask >> m) & 1 for mask in MASKS) for m in range(3)] for j in range(3)])
+    for rehearsal in (0.0, 1.0):
+        model = random_model(TABLE, bank="compositional")
+        settings = method({"bank": "compositional"}, rehearsal=rehearsal)
+        pairs = train(model, cohort, settings=settings).support.slots_S.reshape(3, 3)
+        assert not pairs.diagonal().any()
+        off = ~np.eye(3, dtype=bool)
+        assert (pairs == expected).all() if rehearsal == 0 else (pairs > expected)[off].all()
