@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from flexmoe_core.validation import FrozenModel
+from simulations.datasets import multiple_features, uci_heart
 from simulations.datasets.multiple_features import MultipleFeatures, load_multiple_features
 from simulations.datasets.site_folders import PooledPatients
 from simulations.datasets.synthetic import SyntheticFederation, generate
@@ -27,6 +28,11 @@ class UciHeart(FrozenModel):
         """What a table calls it."""
         return f"uci-heart, protocol {self.protocol}"
 
+    @property
+    def redrawn(self) -> float:
+        """The share of the same patients that each seed tests on anew."""
+        return uci_heart.TEST_SHARE if self.protocol == "all" else 0.0
+
     def load(self, seed: int) -> PooledPatients:
         """The patients and their split."""
         return load_uci_heart(self.protocol, seed, self.validation)
@@ -44,6 +50,11 @@ class Digits(FrozenModel):
     def title(self) -> str:
         """What a table calls it."""
         return f"multiple-features, {100 * self.missing:.3g}% missing"
+
+    @property
+    def redrawn(self) -> float:
+        """The share of the same patients that each seed tests on anew."""
+        return multiple_features.TEST_SHARE
 
     def load(self, seed: int) -> PooledPatients:
         """The patients and their split."""
@@ -64,6 +75,11 @@ class Synthetic(FrozenModel):
     def title(self) -> str:
         """What a table calls it."""
         return f"synthetic, {100 * self.missing:.3g}% missing"
+
+    @property
+    def redrawn(self) -> float:
+        """Every seed has patients of its own."""
+        return 0.0
 
     def load(self, seed: int) -> PooledPatients:
         """The patients and their split."""

@@ -22,13 +22,17 @@ class SeedInterval:
     high: float | None
 
 
-def seed_interval(values: Sequence[float], level: float = 0.95) -> SeedInterval:
-    """Of at least one value, as if the seeds were independent."""
+def seed_interval(values: Sequence[float], level: float = 0.95, redrawn: float = 0.0) -> SeedInterval:
+    """Of at least one value. ``redrawn``: where each seed splits the same patients anew, the share that it tests on.
+
+    Such splits overlap, and their values move together: the variance of the mean is that of independent seeds plus
+    test/train times that of one (the corrected resampled t, Nadeau and Bengio, Machine Learning 2003).
+    """
     count, mean = len(values), float(np.mean(values))
     if count == 1:
         return SeedInterval(count, mean, None, None, None)
     sd = float(np.std(values, ddof=1))
-    half = student_quantile(0.5 + level / 2, count - 1) * sd / math.sqrt(count)
+    half = student_quantile(0.5 + level / 2, count - 1) * sd * math.sqrt(1 / count + redrawn / (1 - redrawn))
     return SeedInterval(count, mean, sd, mean - half, mean + half)
 
 

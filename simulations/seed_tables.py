@@ -25,11 +25,11 @@ def mean_sd(values: Iterable[float | None]) -> str:
     return _with_sd(seed_interval(defined)) if defined else NOT_AVAILABLE
 
 
-def mean_difference(values: Sequence[float], seeds: int) -> str:
-    """The mean with its 95% interval by Student's t; says so where it is over fewer than ``seeds``."""
+def mean_difference(values: Sequence[float], seeds: int, redrawn: float) -> str:
+    """The mean with its 95% ``seed_interval``; says so where it is over fewer than ``seeds``."""
     if not values:
         return NOT_AVAILABLE
-    interval = seed_interval(values)
+    interval = seed_interval(values, redrawn=redrawn)
     missing = f" ({len(values)} seeds)" if len(values) < seeds else ""
     if interval.low is None or interval.high is None:
         return f"{interval.mean:+.3f}{missing}"

@@ -14,8 +14,7 @@ from simulations.variants import FLEX_MOE, title_of
 COMPARED: tuple[Literal["accuracy", "auroc", "brier"], ...] = ("accuracy", "auroc", "brier")
 INTERVALS = (
     "Mean over seeds with its 95% interval (Student's t, paired: both have the same patients, split and seed). "
-    "It tells how much splits and training vary, not how much other patients would; seeds of a real data set share "
-    "patients, so it is somewhat too narrow."
+    "Where every seed splits the same patients anew, it is corrected for the overlap (Nadeau and Bengio 2003)."
 )
 
 OfSeed = Mapping[int, tuple[Result, ...]]
@@ -35,7 +34,12 @@ def variants_markdown(results: Sequence[JobResult]) -> str:
     if len(data) > 1:
         parts += [part for metric in COMPARED for part in _across(data, tables, metric)]
     for one, table in zip(data, tables, strict=True):
-        parts += [f"## {one.title}", _metrics(table), f"{title_of(FLEX_MOE)} minus each. {INTERVALS}", _minus(table)]
+        parts += [
+            f"## {one.title}",
+            _metrics(table),
+            f"{title_of(FLEX_MOE)} minus each. {INTERVALS}",
+            _minus(one, table),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,9 +65,9 @@ def _metrics(table: Mapping[str, OfSeed]) -> str:
     return markdown([*METRICS_TITLES, "Worst accuracy"], rows)
 
 
-def _minus(table: Mapping[str, OfSeed]) -> str:
+def _minus(data: DataSet, table: Mapping[str, OfSeed]) -> str:
     rows = [
-        [title_of(method), *(_difference(table, method, metric) for metric in COMPARED)]
+        [title_of(method), *(_difference(data, table, method, metric) for metric in COMPARED)]
         for method, of_seed in table.items()
         if method != FLEX_MOE and of_seed
     ]
@@ -79,7 +83,10 @@ def _across(data: Sequence[DataSet], tables: Sequence[Mapping[str, OfSeed]], met
         for method in methods
     ]
     minus = [
-        [title_of(method), *(_difference(table, method, metric) for table in tables)]
+        [
+            title_of(method),
+            *(_difference(one, table, method, metric) for one, table in zip(data, tables, strict=True)),
+        ]
         for method in methods
         if method != FLEX_MOE
     ]
@@ -90,10 +97,11 @@ def _across(data: Sequence[DataSet], tables: Sequence[Mapping[str, OfSeed]], met
     ]
 
 
-def _difference(table: Mapping[str, OfSeed], method: str, metric: str) -> str:
+def _difference(data: DataSet, table: Mapping[str, OfSeed], method: str, metric: str) -> str:
     first, other = _values(table.get(FLEX_MOE, {}), metric), _values(table[method], metric)
     pairs = [(first[seed], other[seed]) for seed in first if seed in other]
-    return mean_difference([a - b for a, b in pairs if a is not None and b is not None], len(first))
+    differences = [a - b for a, b in pairs if a is not None and b is not None]
+    return mean_difference(differences, len(first), data.redrawn)
 
 
 def _values(of_seed: OfSeed, metric: str) -> dict[int, float | None]:

@@ -167,8 +167,8 @@ def test_the_posterior_is_flat_at_the_regression(seed: int, classes: int, spread
     surplus_BY[np.arange(len(cohort)), cohort.labels_B.numpy()] -= 1
     decay_XY = slopes_XY * deviation_X[:, None] * x_BX.shape[1] / spread**2
     step = spread / x_BX.shape[1] ** 0.5  # one spread of the prior
-    np.testing.assert_allclose((z_BX.T @ surplus_BY + decay_XY) * step, 0, atol=1e-5)
-    np.testing.assert_allclose(surplus_BY.sum(axis=0) + intercept_Y / 2.0**2, 0, atol=1e-5)
+    np.testing.assert_allclose((z_BX.T @ surplus_BY + decay_XY) * step, 0, atol=1e-4)
+    np.testing.assert_allclose(surplus_BY.sum(axis=0) + intercept_Y / 2.0**2, 0, atol=1e-4)
 
 
 def test_the_regression_finds_what_a_finding_means_here() -> None:
