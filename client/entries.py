@@ -11,6 +11,7 @@ from typing import Any
 from client.embedding import EmbeddingEntry
 from client.manifest import MANIFEST_FILE, Manifest
 from client.modality_entry import ModalityEntry
+from client.sequence import SequenceEntry
 from client.tabular import TabularEntry
 from client.volume import VolumeEntry
 from flexmoe_core.errors import InputError, Problem
@@ -18,7 +19,7 @@ from flexmoe_core.study import Study
 from flexmoe_core.validation import Finding, parse_toml, suggestion, validate
 
 ENTRIES: Mapping[str, type[ModalityEntry]] = MappingProxyType(
-    {"tabular": TabularEntry, "embedding": EmbeddingEntry, "volume": VolumeEntry}
+    {"tabular": TabularEntry, "embedding": EmbeddingEntry, "volume": VolumeEntry, "sequence": SequenceEntry}
 )
 
 

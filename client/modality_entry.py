@@ -9,6 +9,7 @@ from abc import abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +21,8 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.validation import Finding, FrozenModel, SafeName
+
+RowsT = TypeVar("RowsT")
 
 
 @dataclass(frozen=True)
@@ -74,17 +77,31 @@ class Reading:
         """The first row of every patient; ``numbers`` are the rows' lines. What is wrong with ids joins ``lines``."""
         rows: dict[str, int] = {}
         for row, (patient, line) in enumerate(zip(ids, numbers, strict=True)):
-            if not patient:
-                lines.add(line, column, "has no patient id", "Fill it in or remove the line.")
-            elif patient in rows:
+            if patient and patient in rows:
                 lines.add(line, column, "repeats an earlier patient", "Keep one line per patient.")
-            elif self.patients is not None and patient not in self.patients.splits:
-                remedy = "Add the patient there, or remove the line."
-                lines.add(line, column, "is no patient of the patients file", remedy)
+            else:
+                self._check_id(patient, line, column, lines)
             rows.setdefault(patient, row)
         return rows
 
-    def chosen(self, rows: Mapping[str, int], *, fitted: bool) -> dict[str, int]:
+    def all_rows_of(
+        self, ids: Sequence[str], numbers: Sequence[int], column: str, lines: LineProblems
+    ) -> dict[str, list[int]]:
+        """All rows of every patient, of a file that may have several; otherwise like ``rows_of``."""
+        rows: dict[str, list[int]] = {}
+        for row, (patient, line) in enumerate(zip(ids, numbers, strict=True)):
+            self._check_id(patient, line, column, lines)
+            rows.setdefault(patient, []).append(row)
+        return rows
+
+    def _check_id(self, patient: str, line: int, column: str, lines: LineProblems) -> None:
+        if not patient:
+            lines.add(line, column, "has no patient id", "Fill it in or remove the line.")
+        elif self.patients is not None and patient not in self.patients.splits:
+            remedy = "Add the patient there, or remove the line."
+            lines.add(line, column, "is no patient of the patients file", remedy)
+
+    def chosen(self, rows: Mapping[str, RowsT], *, fitted: bool) -> dict[str, RowsT]:
         """The rows to look into: of the splits asked for, and of training patients if a scale is fitted to them."""
         if self.patients is None:
             return dict(rows)

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from client.manifest import LocalName
 from client.tables import canonical
-from flexmoe_core.modalities.tabular import CategoricalColumn, TabularModality, Words
+from flexmoe_core.modalities.tabular import CategoricalColumn, ColumnsModality, Words
 from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, repeated, suggestion
 
 
@@ -70,7 +70,7 @@ class TableColumns(FrozenModel):
         return self
 
 
-def column_findings(entry: TableColumns, modality: TabularModality) -> Iterator[Finding]:
+def column_findings(entry: TableColumns, modality: ColumnsModality) -> Iterator[Finding]:
     """Everything in which they do not fit the study."""
     if modality.encoder == "local":
         if entry.columns:

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from torch import nn
 
 from flexmoe_core.encoders.embedding import build_embedding
+from flexmoe_core.encoders.sequence import build_sequence
 from flexmoe_core.encoders.tabular import build_tabular
 from flexmoe_core.encoders.volume import build_volume
 from flexmoe_core.settings import ModelSettings
@@ -15,7 +16,7 @@ from flexmoe_core.settings import ModelSettings
 EncoderBuilder = Callable[[tuple[int, ...], ModelSettings], nn.Module]
 
 ENCODERS: Mapping[str, EncoderBuilder] = MappingProxyType(
-    {"tabular": build_tabular, "embedding": build_embedding, "volume": build_volume}
+    {"tabular": build_tabular, "embedding": build_embedding, "volume": build_volume, "sequence": build_sequence}
 )
 
 

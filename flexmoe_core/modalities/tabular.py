@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -64,10 +64,9 @@ class TabularPreprocessing(Preprocessing):
         return (sum(column.width for column in self.columns),)
 
 
-class TabularModality(Modality):
-    """A table with one row per patient; each hospital of a local encoder declares its own columns in site.toml."""
+class ColumnsModality(Modality):
+    """Named columns; each hospital of a local encoder declares its own in site.toml."""
 
-    kind: Literal["tabular"] = "tabular"
     columns: tuple[Column, ...] = Field(default=(), alias="column")
 
     @property
@@ -75,17 +74,23 @@ class TabularModality(Modality):
         """The names of the columns."""
         return ", ".join(column.name for column in self.columns)
 
+    @model_validator(mode="after")
+    def _columns_fit_encoder(self) -> Self:
+        names = [column.name for column in self.columns]
+        findings = [Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names)]
+        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
+        raise_if_any([*findings, *self._key_findings("column", bool(self.columns), remedy)])
+        return self
+
+
+class TabularModality(ColumnsModality):
+    """A table with one row per patient."""
+
+    kind: Literal["tabular"] = "tabular"
+
     @property
     def preprocessing(self) -> TabularPreprocessing:
         """The study's columns. Raises ValueError for a local encoder."""
         if self.encoder == "local":
             raise self._only_its_site_knows()
         return TabularPreprocessing(columns=self.columns)
-
-    @model_validator(mode="after")
-    def _columns_fit_encoder(self) -> TabularModality:
-        names = [column.name for column in self.columns]
-        findings = [Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names)]
-        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
-        raise_if_any([*findings, *self._key_findings("column", bool(self.columns), remedy)])
-        return self

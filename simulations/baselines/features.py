@@ -21,6 +21,7 @@ from flexmoe_core.cohort import Cohort
 from flexmoe_core.encoders.volume import coarse_means
 from flexmoe_core.features import MISSING_CODE, encode
 from flexmoe_core.modalities.base import Preprocessing
+from flexmoe_core.modalities.sequence import PRESENT, TIME_CHANNELS, SequencePreprocessing
 from flexmoe_core.modalities.tabular import Column, NumericColumn, TabularPreprocessing
 from flexmoe_core.scores import FloatArray
 from flexmoe_core.study import Study
@@ -93,6 +94,23 @@ def _flat_volume(preprocessing: Preprocessing, x_BDHW: Tensor, observed_B: Tenso
     return _flat_vector(preprocessing, coarse_means(x_BDHW), observed_B)
 
 
+def _flat_sequence(preprocessing: Preprocessing, x_BTC: Tensor, observed_B: Tensor) -> Tensor:
+    """Of each column: the mean and the last of its values, their number, and a missing flag."""
+    assert isinstance(preprocessing, SequencePreprocessing)
+    step_BT = (x_BTC[..., PRESENT] == 1) & observed_B[:, None]
+    parts = []
+    for own_BTF in x_BTC[..., TIME_CHANNELS:].double().split([c.width for c in preprocessing.columns], dim=2):
+        value_BTV, missing_BT1 = own_BTF[..., :-1], own_BTF[..., -1:]
+        seen_BT1 = step_BT[..., None] & (missing_BT1 == 0)
+        value_BTV = value_BTV.masked_fill(~seen_BT1, 0.0)
+        count_B1 = seen_BT1.sum(dim=1).double()
+        last_B = (seen_BT1[..., 0] * torch.arange(1, seen_BT1.shape[1] + 1)).argmax(dim=1)
+        last_BV = value_BTV[torch.arange(len(last_B)), last_B]
+        mean_BV = value_BTV.sum(dim=1) / count_B1.clamp(min=1)
+        parts += [mean_BV, last_BV, count_B1, (count_B1 == 0).double()]
+    return torch.cat(parts, dim=1)
+
+
 FLATTENERS: Mapping[str, Flattener] = MappingProxyType(
-    {"tabular": _flat_table, "embedding": _flat_vector, "volume": _flat_volume}
+    {"tabular": _flat_table, "embedding": _flat_vector, "volume": _flat_volume, "sequence": _flat_sequence}
 )

@@ -94,6 +94,31 @@ class VolumeData:
         return {"name": name, "file": f"{name}.csv"}
 
 
+@dataclass(frozen=True)
+class SequenceData:
+    """Kind ``sequence``: rows by patient (an index with repetitions), empty where nothing was measured.
+
+    The column ``time`` gives each row's time. ``patients`` are the ids of all patients of the study.
+    """
+
+    patients: pd.Index
+    rows: pd.DataFrame
+    time: str = "time"
+
+    def observed(self) -> pd.Series:
+        """True where any value of the patient was measured at any time."""
+        return pd.Series(self.patients.isin(self._measured().index), self.patients)
+
+    def write(self, folder: Path, name: str, patients: pd.Index) -> dict[str, Any]:
+        """A CSV of the patients' rows that have a value."""
+        measured = self._measured()
+        write_csv(folder / f"{name}.csv", measured[measured.index.isin(patients)])
+        return {"name": name, "file": f"{name}.csv", "time": self.time}
+
+    def _measured(self) -> pd.DataFrame:
+        return self.rows[self.rows.drop(columns=self.time).notna().any(axis=1)]
+
+
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """A table of patients, indexed by their ids."""
     table.to_csv(path, index_label="patient", lineterminator="\n")
