@@ -39,7 +39,7 @@ def rehearse(
     table: CombinationTable,
     specialize: bool,
     hiding: torch.Generator,
-    noise: torch.Generator,
+    noise: torch.Generator | None,
 ) -> Rehearsal:
     """Score a batch that hides modalities; the loss has gradient for the bank alone.
 

@@ -77,11 +77,11 @@ def train_round(
 
 @dataclass(frozen=True)
 class Draws:
-    """Where chance comes from: ``hiding`` and ``dropping`` are CPU generators, ``noise`` is on the model's device."""
+    """Where chance comes from: generators on the CPU, but ``noise`` (None: no dropout) on the model's device."""
 
     hiding: torch.Generator
     dropping: torch.Generator
-    noise: torch.Generator
+    noise: torch.Generator | None
 
 
 class Steps:
@@ -163,8 +163,8 @@ class Share:
     @classmethod
     def of(cls, index_S: Tensor, specialized_B: Tensor) -> Share:
         """The share of the patients at the given positions."""
-        specialized = specialized_B[index_S].sum() / specialized_B.sum().clamp(min=1)
-        return cls(len(index_S) / len(specialized_B), float(specialized))
+        specialized = int(specialized_B[index_S].sum()) / max(int(specialized_B.sum()), 1)
+        return cls(len(index_S) / len(specialized_B), specialized)
 
 
 WHOLE = Share()

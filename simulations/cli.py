@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from flexmoe_core.command_line import run_command_line
+from simulations.bench.commands import bench
 from simulations.benchmark_commands import benchmark
 from simulations.datasets.commands import prepare
 from simulations.demo import demo
@@ -18,6 +19,7 @@ app = typer.Typer(
 )
 app.add_typer(prepare, name="prepare")
 app.add_typer(benchmark, name="benchmark")
+app.add_typer(bench, name="bench")
 app.command(name="run")(run)
 app.command(name="demo")(demo)
 

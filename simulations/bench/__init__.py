@@ -1,0 +1,1 @@
+"""What a training step costs: against a plain reference, against the multiply-adds, and with many modalities."""

@@ -1,0 +1,104 @@
+"""Precision and accumulation: what they must not change."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from flexmoe_core import experts
+from flexmoe_core.curriculum import RoundPlan, Stage
+from flexmoe_core.experts import ExpertWeights, mix
+from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
+from flexmoe_core.training import Draws, Steps, train_round
+from tests.flexmoe_core.cohorts import generator, random_cohort, random_model, randomize, table_of, tiny
+
+MODALITIES = 3
+MASKS = [0b111, 0b011, 0b101, 0b001, 0b111, 0b110, 0b010, 0b011, 0b100, 0b111]
+TABLE = table_of(MASKS, MODALITIES)
+
+
+def method(model: dict[str, Any], losses: dict[str, Any], **training: object) -> MethodSettings:
+    return MethodSettings(
+        model=tiny(**model), losses=LossSettings(**losses), training=TrainingSettings.model_validate(training)
+    )
+
+
+def gradients_of_a_step(settings: MethodSettings, model: dict[str, Any], taught: bool) -> dict[str, torch.Tensor]:
+    """Of one batch of all patients, without noise; some teach the experts and some do not."""
+    one, cohort = random_model(TABLE, **model), random_cohort(MASKS, MODALITIES)
+    draws = Draws(generator(), generator(), noise=None)
+    steps = Steps(one, TABLE, settings, draws, specialize=True)
+    steps.take(cohort, TABLE.place(cohort.masks_B), torch.arange(len(MASKS)) % 3 > 0 if taught else None)
+    return {name: parameter.grad for name, parameter in one.named_parameters() if parameter.grad is not None}
+
+
+@pytest.mark.parametrize("taught", [False, True])
+@pytest.mark.parametrize("specialization", ["pinned", "learned"])
+@pytest.mark.parametrize("parts", [2, 3, 100])
+def test_a_gradient_in_parts_is_that_of_the_batch(parts: int, specialization: str, taught: bool) -> None:
+    model, losses = {"specialization": specialization}, {"balance": 0.0, "specialization": 0.5, "rehearsal": 0.0}
+    options: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-3}
+    whole = gradients_of_a_step(method(model, losses, **options), model, taught)
+    in_parts = gradients_of_a_step(method(model, losses, accumulation=parts, **options), model, taught)
+    assert whole.keys() == in_parts.keys()
+    for name, gradient in whole.items():
+        torch.testing.assert_close(in_parts[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_balance_in_parts_is_the_mean_of_the_parts_balance() -> None:
+    settings = method({}, {"balance": 1.0, "rehearsal": 0.0}, optimizer="sgd", learning_rate=1e-3, accumulation=2)
+    cohort, found = random_cohort(MASKS, MODALITIES), gradients_of_a_step(settings, {}, taught=False)
+    expected: dict[str, torch.Tensor] = {}
+    for half in torch.arange(len(MASKS)).chunk(2):
+        model = random_model(TABLE)
+        steps = Steps(model, TABLE, method({}, {"balance": 1.0, "rehearsal": 0.0}), _quiet(), specialize=True)
+        part = cohort.select(half)
+        steps.take(part, TABLE.place(part.masks_B), None)
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                expected[name] = expected.get(name, 0) + parameter.grad / 2
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def _quiet() -> Draws:
+    return Draws(generator(), generator(), noise=None)
+
+
+def loss_after_training(precision: str) -> tuple[float, float]:
+    """Training loss in the first and in the last round, on patients whose label their first value decides."""
+    cohort = random_cohort(MASKS * 20, MODALITIES, dtype=torch.float32)
+    cohort.labels_B.copy_((torch.stack(list(cohort.inputs.values())).sum(dim=0)[:, 0] > 0).long())
+    model = random_model(TABLE, dtype=torch.float32)
+    settings = method({}, {}, learning_rate=1e-2, batch_size=32, epochs=3, precision=precision)
+    plan = RoundPlan(Stage.SPECIALIZE, ordered=False)
+    losses = [train_round(model, cohort, TABLE, plan, settings, 1, "a", round_).loss for round_ in range(1, 9)]
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    return losses[0], losses[-1]
+
+
+def test_bfloat16_learns_as_well_as_float32() -> None:
+    (_, single), (first, half) = loss_after_training("float32"), loss_after_training("bfloat16")
+    assert half < 0.5 * first
+    assert half == pytest.approx(single, abs=0.05)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_grouped_products_and_blocks_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    draws = generator(3)
+    module = experts.Experts(4, 16, 24, draws)
+    randomize(module)
+    x_TD, gates_TK = torch.randn(900, 16, generator=draws), torch.rand(900, 2, generator=draws)
+    chosen_TK = torch.rand(900, 4, generator=draws)[:, :3].topk(2, dim=1).indices  # nobody chooses the last expert
+    found = []
+    for grouped in (False, True):
+        monkeypatch.setattr(experts, "prefers_grouped", lambda x_RD, grouped=grouped: grouped)
+        leaves = [t.detach().clone().requires_grad_() for t in (x_TD, gates_TK, *module.parameters())]
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y_TD = mix(leaves[0], chosen_TK, leaves[1], ExpertWeights(*leaves[2:]), 0.3, generator(9))
+        found.append((y_TD, *torch.autograd.grad(y_TD.float().square().mean(), leaves)))
+    tolerance = 1e-5 if dtype == torch.float32 else 5e-2  # of the largest value: sums are rounded in another order
+    for blocks, grouped_one in zip(*found, strict=True):
+        assert blocks.dtype == grouped_one.dtype
+        scale = float(grouped_one.detach().float().abs().max())
+        torch.testing.assert_close(blocks, grouped_one, rtol=0.0, atol=tolerance * scale)
