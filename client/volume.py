@@ -12,7 +12,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from client.manifest import MANIFEST_FILE, LocalName, file_inside, site_file
+from client.columns import reserved_problems
+from client.manifest import LocalName, file_inside, site_file
 from client.modality_entry import ModalityData, OneFileEntry, Reading
 from client.tables import LineProblems, Table, read_table
 from client.volume_files import VolumeForm, read_volume
@@ -47,18 +48,16 @@ class VolumeEntry(OneFileEntry):
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The volumes on the model's scale, and every problem with them."""
         assert isinstance(modality, VolumeModality)
-        path, file = self.path(reading), reading.file(self.file)
-        reserved = reading.reserved_columns if reading.is_patients_file(path) else (reading.section.id,)
-        if self.path_column in reserved:
-            what = f"is '{self.path_column}', a column that holds the id, label or split of the patients"
-            place = f"modality.{self.name}.path_column"
-            return None, [Problem(reading.file(MANIFEST_FILE), place, what, "Name the column of paths.")]
-        table = read_table(path, file, (reading.section.id, self.path_column))
-        problems = self._column_problems(table, reading.section.id)
-        lines = LineProblems(file, table.unit)
-        rows = reading.rows_of(table.cells.get(reading.section.id, ()), table.lines, reading.section.id, lines)
-        rows = reading.chosen(rows, fitted=modality.encoder == "local")
-        form = self._form(modality)
+        path, file, id_column = self.path(reading), reading.file(self.file), reading.section.id
+        if reserved := reserved_problems(self.name, (self.path_column,), path, reading):
+            return None, reserved
+        table = read_table(path, file, (id_column, self.path_column))
+        problems = self._column_problems(table, id_column)
+        lines, form = LineProblems(file, table.unit), self._form(modality)
+        rows: dict[str, int] = {}
+        if id_column in table.cells:
+            rows = reading.rows_of(table.cells[id_column], table.lines, id_column, lines)
+            rows = reading.chosen(rows, fitted=modality.encoder == "local")
         if form is None or self.path_column not in table.cells:
             return None, [*problems, *lines.problems()]
         files = self._files(reading.folder, table, rows, lines)

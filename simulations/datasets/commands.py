@@ -10,6 +10,7 @@ import typer
 
 from simulations.datasets.multiple_features import prepare_multiple_features
 from simulations.datasets.synthetic import prepare_synthetic
+from simulations.datasets.synthetic_scans import prepare_synthetic_scans
 from simulations.datasets.uci_heart import prepare_uci_heart
 
 prepare = typer.Typer(
@@ -102,5 +103,22 @@ def synthetic(
         classes=classes,
         missing=missing,
         seed=seed,
+    )
+    typer.echo(f"Wrote {out}: study.toml and the folders of {sites} hospitals.")
+
+
+@prepare.command("synthetic-scans")
+def synthetic_scans(
+    *,
+    out: Out,
+    sites: Annotated[int, typer.Option(help="Number of hospitals.")] = 2,
+    patients_per_site: Annotated[int, typer.Option(help="Patients of each hospital, of all splits.")] = 150,
+    side: Annotated[int, typer.Option(help="Voxels along each axis of a scan.")] = 12,
+    missing: Annotated[float, typer.Option(help="Chance to lack the scan.")] = 0.3,
+    seed: Seed = 0,
+) -> None:
+    """Generated 3-D scans with a lesion on one side, and markers that tell less: small and quick."""
+    prepare_synthetic_scans(
+        out, sites=sites, patients_per_site=patients_per_site, side=side, missing=missing, seed=seed
     )
     typer.echo(f"Wrote {out}: study.toml and the folders of {sites} hospitals.")

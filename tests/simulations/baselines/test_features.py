@@ -10,6 +10,7 @@ from flexmoe_core.encoders.registry import ENCODERS
 from flexmoe_core.modalities.embedding import EmbeddingModality
 from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality, TabularPreprocessing
+from flexmoe_core.modalities.volume import VolumeModality
 from flexmoe_core.study import Label, Study
 from simulations.baselines.features import FLATTENERS, all_missing, flat_features, pooled_features, site_features
 from tests.simulations.baselines.patients import prepared
@@ -46,6 +47,16 @@ def test_a_vector_has_one_missing_flag() -> None:
     seen = Cohort({"view": torch.tensor([[0.5, 3.0], [9.0, 9.0]])}, torch.tensor([[True], [False]]), torch.zeros(2))
     x_BF = flat_features(seen, study, {"view": views.preprocessing}, ("view",))
     assert x_BF.tolist() == [[0.5, 3.0, 0.0], [0.0, 0.0, 1.0]]
+
+
+def test_a_volume_has_the_means_of_64_cells_and_one_missing_flag() -> None:
+    scan = VolumeModality(name="scan", encoder="shared", voxels=(8, 8, 8), range=(0, 1))
+    study = Study(name="s", label=STUDY.label, modalities=(scan,))
+    x_BDHW = torch.full((2, 8, 8, 8), 0.5)
+    x_BDHW[0, :2, :2, :2] = 3.0
+    seen = Cohort({"scan": x_BDHW}, torch.tensor([[True], [False]]), torch.zeros(2))
+    x_BF = flat_features(seen, study, {"scan": scan.preprocessing}, ("scan",))
+    assert x_BF.tolist() == [[3.0, *[0.5] * 63, 0.0], [0.0] * 64 + [1.0]]
 
 
 def test_every_kind_is_flattened() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations.datasets.modality_files import EmbeddingData, TabularData
+from simulations.datasets.modality_files import EmbeddingData, TabularData, VolumeData
 from tests.simulations.datasets.folders import contents
 
 PATIENTS = pd.Index(["p1", "p2", "p3"], name="patient")
@@ -27,3 +27,12 @@ def test_vectors_are_written_for_those_of_the_patients_who_have_one(tmp_path: Pa
         assert arrays["ids"].dtype.kind == "U"
         assert arrays["values"].dtype == np.float32
         assert arrays["values"].tolist() == [[5.0, 6.0]]
+
+
+def test_volumes_are_files_of_their_own_beside_a_table_of_their_paths(tmp_path: Path) -> None:
+    data = VolumeData(PATIENTS, {"p1": np.zeros((8, 8, 8)), "p3": np.ones((8, 8, 8))})
+    assert data.observed().tolist() == [True, False, True]
+    assert data.write(tmp_path, "scan", PATIENTS[1:]) == {"name": "scan", "file": "scan.csv"}
+    assert (tmp_path / "scan.csv").read_text() == "patient,path\np3,scan/p3.npy\n"
+    assert [file.name for file in (tmp_path / "scan").iterdir()] == ["p3.npy"]
+    assert np.load(tmp_path / "scan/p3.npy", allow_pickle=False).all()
