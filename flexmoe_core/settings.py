@@ -101,7 +101,8 @@ class SiteSettings(FrozenModel):
 
     intercept: float = Field(default=1.0, ge=0, le=100, description="spread of a site's own intercept; 0: none")
     regression: tuple[Spread, ...] = Field(
-        default=(0.5, 0.7, 1.0, 1.4, 2.0), description="spreads of its own regression, averaged by merit; none: no regression"
+        default=(0.5, 0.7, 1.0, 1.4, 2.0),
+        description="spreads of its own regression, averaged by merit; none: no regression",
     )
 
 

@@ -200,7 +200,7 @@ def test_values_of_a_missing_modality_are_never_read() -> None:
 
 def test_the_order_of_inputs_changes_no_bit() -> None:
     shared_BY, cohort = random_site(14, classes=3)
-    turned = Cohort(dict(reversed(cohort.inputs.items())), cohort.observed_BM, cohort.labels_B)
+    turned = Cohort(dict(reversed(list(cohort.inputs.items()))), cohort.observed_BM, cohort.labels_B)
     first, second = (
         fit_effect(MODALITIES, (shared_BY, one), (shared_BY, one), SiteSettings()) for one in (cohort, turned)
     )
