@@ -1,5 +1,6 @@
 import gzip
 import math
+import re
 import struct
 from collections.abc import Callable
 from importlib import import_module
@@ -48,8 +49,8 @@ def volume(seed: int) -> np.ndarray:
     return np.random.default_rng(seed).uniform(0, 8, SHAPE).astype(np.float32)
 
 
-def nifti(path: Path, array: np.ndarray, spacing: float = 2.0, unit: str = "mm") -> None:
-    image = nibabel.Nifti1Image(array, np.diag([spacing, spacing, 1.5 * spacing, 1]))
+def nifti(path: Path, array: np.ndarray, spacing: float = 2.0, unit: str = "mm", ratio: float = 1.5) -> None:
+    image = nibabel.Nifti1Image(array, np.diag([spacing, spacing, ratio * spacing, 1]))
     image.header.set_xyzt_units(unit)
     nibabel.save(image, path)
 
@@ -154,6 +155,19 @@ def test_the_index_may_be_parquet_or_the_patients_file_and_its_column_have_any_n
     table.assign(**{"image file": table["patient"].map(paths)}).to_csv(shared / "patients.csv", index=False)
     shared.edit("site.toml", "images.parquet", "patients.csv")
     assert torch.equal(shared.read(("train",)).cohorts["train"].inputs["image"], good.inputs["image"])
+
+
+def test_the_documented_example_is_good(site: SiteFolder) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    section = text.split("### Volumes\n", 1)[1].split("\n## ", 1)[0]
+    study, entry, table = re.findall(r"```(?:toml|csv)\n(.*?)```", section, re.DOTALL)
+    site.write("study.toml", (site / "study.toml").read_text() + study)
+    site.write("site.toml", (site / "site.toml").read_text() + entry)
+    site.write("mri.csv", table)
+    (site / "mri").mkdir()
+    nifti(site / "mri/p1.nii.gz", np.ones((91, 109, 91), np.uint8), 2.0, ratio=1.0)
+    np.save(site / "mri/p2.npy", np.ones((91, 109, 91), np.uint8))
+    assert site.problems() == ()
 
 
 def saved(array: ArrayLike) -> Callable[[SiteFolder], None]:
