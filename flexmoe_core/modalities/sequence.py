@@ -5,16 +5,17 @@ Shapes: R patients, N rows of all of them, T steps, F features of the columns, C
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor
 
 from flexmoe_core.modalities.base import Preprocessing
 from flexmoe_core.modalities.scale import Range, scaled
 from flexmoe_core.modalities.tabular import Column, ColumnsModality, NumericColumn
-from flexmoe_core.validation import raise_if_any
+from flexmoe_core.validation import Finding
 
 MOST_STEPS = 4096
 PRESENT, TIME_CHANNELS = 0, 3
@@ -101,9 +102,8 @@ class SequenceModality(ColumnsModality):
             raise self._only_its_site_knows()
         return SequencePreprocessing(columns=self.columns, time=self.time, longest=self.longest)
 
-    @model_validator(mode="after")
-    def _times_fit_encoder(self) -> Self:
+    def _findings(self) -> Iterator[Finding]:
+        yield from super()._findings()
         remedy = "Remove it: the site's own times say it. Or make the encoder shared."
-        given = {"time_unit": self.time_unit is not None, "time_range": self.time_range is not None}
-        raise_if_any(finding for key, has in given.items() for finding in self._key_findings(key, has, remedy))
-        return self
+        yield from self._key_findings("time_unit", self.time_unit is not None, remedy)
+        yield from self._key_findings("time_range", self.time_range is not None, remedy)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
@@ -75,12 +76,15 @@ class ColumnsModality(Modality):
         return ", ".join(column.name for column in self.columns)
 
     @model_validator(mode="after")
-    def _columns_fit_encoder(self) -> Self:
-        names = [column.name for column in self.columns]
-        findings = [Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names)]
-        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
-        raise_if_any([*findings, *self._key_findings("column", bool(self.columns), remedy)])
+    def _keys_fit_encoder(self) -> Self:
+        raise_if_any(self._findings())
         return self
+
+    def _findings(self) -> Iterator[Finding]:
+        for name in repeated([column.name for column in self.columns]):
+            yield Finding("is named twice", "Rename one.", f"column.{name}")
+        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
+        yield from self._key_findings("column", bool(self.columns), remedy)
 
 
 class TabularModality(ColumnsModality):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from flexmoe_core.errors import InputError
 from flexmoe_core.modalities.embedding import EmbeddingModality, EmbeddingPreprocessing
+from flexmoe_core.modalities.sequence import SequenceModality
 from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality
 from flexmoe_core.study import Label, Study, load_study
 
@@ -153,6 +154,64 @@ def test_broken_embeddings(tmp_path: Path, old: str, new: str, place: str, what:
     assert any(what in problem.what and remedy in problem.remedy for problem in found), caught.value.problems
 
 
+VITALS = """
+[[modality]]
+name = "vitals"
+kind = "sequence"
+encoder = "shared"
+longest = 32
+time_unit = "hours"
+time_range = [0, 48]
+[[modality.column]]
+name = "rate"
+type = "numeric"
+range = [40, 200]
+[[modality.column]]
+name = "rhythm"
+type = "categorical"
+categories = ["sinus", "other"]
+"""
+
+
+def test_a_sequence_is_declared_by_columns_times_and_length(tmp_path: Path) -> None:
+    vitals = load(GOOD + VITALS, tmp_path).modality("vitals")
+    rate = NumericColumn(name="rate", range=(40, 200))
+    rhythm = CategoricalColumn(name="rhythm", categories=("sinus", "other"))
+    assert vitals == SequenceModality(
+        name="vitals", encoder="shared", columns=(rate, rhythm), longest=32, time_unit="hours", time_range=(0, 48)
+    )
+    assert (vitals.shape, vitals.contents) == ((32, 8), "rate, rhythm, over hours, at most 32 rows")
+    by_default = load(GOOD + VITALS.replace("longest = 32", ""), tmp_path).modality("vitals")
+    assert by_default.shape == (64, 8)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "what"),
+    [
+        ('time_unit = "hours"', "", "modality.vitals.time_unit", "is missing"),
+        ('time_unit = "hours"', 'time_unit = ""', "modality.vitals.time_unit", "at least 1"),
+        ("time_range = [0, 48]", "", "modality.vitals.time_range", "is missing"),
+        ("time_range = [0, 48]", "time_range = [48, 0]", "modality.vitals.time_range", "is empty"),
+        ('"shared"', '"local"', "modality.vitals.time_unit", "not allowed with a local"),
+        ('"shared"', '"local"', "modality.vitals.time_range", "not allowed with a local"),
+        ('"shared"', '"local"', "modality.vitals.column", "not allowed with a local"),
+        ("longest = 32", "longest = 0", "modality.vitals.longest", "greater than or equal to 1"),
+        ("longest = 32", "longest = 5000", "modality.vitals.longest", "less than or equal to 4096"),
+        ("longest = 32", "longest = 2.5", "modality.vitals.longest", "valid integer"),
+        ("[40, 200]", "[200, 40]", "modality.vitals.column.rate.range", "is empty"),
+        ('"rhythm"', '"rate"', "modality.vitals.column.rate", "is named twice"),
+        ('["sinus", "other"]', "[]", "modality.vitals.column.rhythm.categories", "at least 1"),
+        ("longest = 32", "size = 32", "modality.vitals.size", "is not a known key"),
+    ],
+)
+def test_broken_sequences(tmp_path: Path, old: str, new: str, place: str, what: str) -> None:
+    assert old in VITALS
+    with pytest.raises(InputError) as caught:
+        load(GOOD + VITALS.replace(old, new), tmp_path)
+    found = [problem for problem in caught.value.problems if problem.place == place]
+    assert any(what in problem.what and problem.remedy for problem in found), caught.value.problems
+
+
 @pytest.mark.parametrize("count", [0, 63])
 def test_a_study_has_1_to_62_modalities(count: int) -> None:
     modalities = tuple(TabularModality(name=f"m{place}", encoder="local") for place in range(max(count, 62)))
@@ -171,17 +230,38 @@ ENCODERS = st.sampled_from(["shared", "local"])
 
 
 @st.composite
-def tables(draw: st.DrawFn, name: str) -> TabularModality:
+def columns_of(draw: st.DrawFn) -> tuple[NumericColumn | CategoricalColumn, ...]:
     columns: list[NumericColumn | CategoricalColumn] = []
-    encoder = draw(ENCODERS)
-    for column in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)) if encoder == "shared" else []:
+    for column in draw(st.lists(NAMES, min_size=1, max_size=4, unique=True)):
         if draw(st.booleans()):
             low, high = draw(LIMITS)
             columns.append(NumericColumn(name=column, unit=draw(st.text(max_size=4)), range=(low, high)))
         else:
             categories = tuple(draw(st.lists(WORDS, min_size=1, max_size=4, unique=True)))
             columns.append(CategoricalColumn(name=column, categories=categories))
-    return TabularModality(name=name, encoder=encoder, columns=tuple(columns))
+    return tuple(columns)
+
+
+@st.composite
+def tables(draw: st.DrawFn, name: str) -> TabularModality:
+    encoder = draw(ENCODERS)
+    return TabularModality(name=name, encoder=encoder, columns=draw(columns_of()) if encoder == "shared" else ())
+
+
+@st.composite
+def sequences(draw: st.DrawFn, name: str) -> SequenceModality:
+    longest = draw(st.integers(1, 4096))
+    if draw(ENCODERS) == "local":
+        return SequenceModality(name=name, encoder="local", longest=longest)
+    low, high = draw(LIMITS)
+    return SequenceModality(
+        name=name,
+        encoder="shared",
+        columns=draw(columns_of()),
+        longest=longest,
+        time_unit=draw(WORDS),
+        time_range=(low, high),
+    )
 
 
 @st.composite
@@ -195,7 +275,7 @@ def embeddings(draw: st.DrawFn, name: str) -> EmbeddingModality:
 @st.composite
 def studies(draw: st.DrawFn) -> Study:
     names = draw(st.lists(NAMES, min_size=1, max_size=5, unique=True))
-    modalities = tuple(draw(st.one_of(tables(name), embeddings(name))) for name in names)
+    modalities = tuple(draw(st.one_of(tables(name), sequences(name), embeddings(name))) for name in names)
     sets = draw(st.lists(st.frozensets(st.sampled_from(names), min_size=1), max_size=3, unique=True))
     classes = tuple(draw(st.lists(WORDS, min_size=2, max_size=4, unique=True)))
     return Study(

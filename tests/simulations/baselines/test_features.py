@@ -2,6 +2,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from client.entries import ENTRIES
@@ -9,6 +10,7 @@ from flexmoe_core.cohort import Cohort
 from flexmoe_core.encoders.registry import ENCODERS
 from flexmoe_core.modalities.embedding import EmbeddingModality
 from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.sequence import SequenceModality
 from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality, TabularPreprocessing
 from flexmoe_core.modalities.volume import VolumeModality
 from flexmoe_core.study import Label, Study
@@ -57,6 +59,27 @@ def test_a_volume_has_the_means_of_64_cells_and_one_missing_flag() -> None:
     seen = Cohort({"scan": x_BDHW}, torch.tensor([[True], [False]]), torch.zeros(2))
     x_BF = flat_features(seen, study, {"scan": scan.preprocessing}, ("scan",))
     assert x_BF.tolist() == [[3.0, *[0.5] * 63, 0.0], [0.0] * 64 + [1.0]]
+
+
+def test_a_column_over_time_gives_mean_last_value_count_and_missing_flag() -> None:
+    columns = (SHARED.columns[0], CategoricalColumn(name="code", categories=("a", "b")))
+    labs = SequenceModality(
+        name="labs", encoder="shared", columns=columns, longest=3, time_unit="days", time_range=(0, 1)
+    )
+    study = Study(name="s", label=STUDY.label, modalities=(labs,))
+    clock, padding = [1.0, 0.5, 0.5], [0.0] * 8
+    x_BTC = torch.tensor(
+        [
+            [[*clock, 1.0, 0.0, 1, 0, 0], [*clock, 2.0, 0.0, 0, 1, 0], [*clock, 0.0, 1.0, 0, 1, 0]],
+            [[*clock, 5.0, 0.0, 0, 0, 1], padding, padding],
+            [[9.0] * 8] * 3,
+        ]
+    )
+    seen = Cohort({"labs": x_BTC}, torch.tensor([[True], [True], [False]]), torch.zeros(3))
+    x_BF = flat_features(seen, study, {"labs": labs.preprocessing}, ("labs",))
+    assert x_BF[0].tolist() == [1.5, 2, 2, 0, pytest.approx(1 / 3), pytest.approx(2 / 3), 0, 1, 3, 0]
+    assert x_BF[1].tolist() == [5, 5, 1, 0, 0, 0, 0, 0, 0, 1]
+    assert x_BF[2].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 1]
 
 
 def test_every_kind_is_flattened() -> None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from simulations.datasets.modality_files import EmbeddingData, TabularData, VolumeData
+from simulations.datasets.modality_files import EmbeddingData, SequenceData, TabularData, VolumeData
 from tests.simulations.datasets.folders import contents
 
 PATIENTS = pd.Index(["p1", "p2", "p3"], name="patient")
@@ -36,3 +36,11 @@ def test_volumes_are_files_of_their_own_beside_a_table_of_their_paths(tmp_path: 
     assert (tmp_path / "scan.csv").read_text() == "patient,path\np3,scan/p3.npy\n"
     assert [file.name for file in (tmp_path / "scan").iterdir()] == ["p3.npy"]
     assert np.load(tmp_path / "scan/p3.npy", allow_pickle=False).all()
+
+
+def test_rows_are_written_for_those_of_the_patients_who_have_a_value(tmp_path: Path) -> None:
+    rows = pd.DataFrame({"hour": [3, 1, 2, 4], "rate": [60.0, np.nan, 70.0, 80.0]}, ["p3", "p2", "p3", "p1"])
+    data = SequenceData(PATIENTS, rows, time="hour")
+    assert data.observed().to_dict() == {"p1": True, "p2": False, "p3": True}
+    assert data.write(tmp_path, "vitals", PATIENTS[1:]) == {"name": "vitals", "file": "vitals.csv", "time": "hour"}
+    assert contents(tmp_path) == {"vitals.csv": b"patient,hour,rate\np3,3,60.0\np3,2,70.0\n"}
