@@ -70,18 +70,18 @@ class _Clock:
         return cls(column, modality.time or LocalNumericColumn(name="time"), modality.longest)
 
     def read(self, table: Table, rows: Sequence[int], lines: LineProblems) -> Tensor:
-        """(N,) float64 times of the given rows; what is wrong is added to ``lines``."""
+        """(N,) float64 times of the given rows; what is wrong is left out, and added to ``lines``."""
         unit = self.definition.unit or "one unit"
         remedy = f"Write it as a number, in {unit} from a start that is the same for all, or leave out the line."
-        times_N = torch.zeros(len(rows), dtype=torch.float64)
-        for place, row in enumerate(rows if self.column in table.cells else ()):
+        times: list[float] = []
+        for row in rows if self.column in table.cells else ():
             cell = table.cells[self.column][row]
             time = read_number(cell, self.definition) if cell else Finding("has no time", remedy)
             if isinstance(time, Finding):
                 lines.add(table.lines[row], self.column, time.what, remedy)
             else:
-                times_N[place] = time
-        return times_N
+                times.append(time)
+        return torch.tensor(times, dtype=torch.float64)
 
     def fitted(self, times_N: Tensor) -> NumericColumn:
         """The study's scale of time, or that of these rows."""

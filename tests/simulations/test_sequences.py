@@ -84,7 +84,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def finished(study: Path, tmp_path_factory: pytest.TempPathFactory) -> RunStore:
-    settings = tiny_settings("federation.rounds=8", "method.training.batch_size=20")
+    settings = tiny_settings("federation.rounds=5", "method.training.batch_size=20")
     return simulate(study, tmp_path_factory.mktemp("run") / "run", settings)
 
 
