@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_rows_become_steps_in_the_order_of_time_on_the_scale_of_the_study(shared
     assert not validation.observed_BM[0, 3]  # p3 has no row
     assert test.inputs["vitals"][0].tolist() == [[1, -2, 0, -2, 0, 0, 0, 1], [0] * 8, [0] * 8]
     assert test.observed_BM[:, 3].tolist() == [True, False]
+
+
+def test_the_documented_example_is_good(site: SiteFolder) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    section = text.split("### Sequences\n", 1)[1].split("\n##", 1)[0]
+    study, entry, table = re.findall(r"```(?:toml|csv)\n(.*?)```", section, re.DOTALL)
+    add_vitals(site, study, entry).write("vitals.csv", table)
+    assert site.problems() == ()
+    assert site.read(("train",)).cohorts["train"].observed_BM[:, 3].tolist() == [True, True, False]
 
 
 def test_parquet_says_the_same(shared: SiteFolder) -> None:

@@ -159,7 +159,7 @@ def test_the_index_may_be_parquet_or_the_patients_file_and_its_column_have_any_n
 
 def test_the_documented_example_is_good(site: SiteFolder) -> None:
     text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
-    section = text.split("### Volumes\n", 1)[1].split("\n## ", 1)[0]
+    section = text.split("### Volumes\n", 1)[1].split("\n##", 1)[0]
     study, entry, table = re.findall(r"```(?:toml|csv)\n(.*?)```", section, re.DOTALL)
     site.write("study.toml", (site / "study.toml").read_text() + study)
     site.write("site.toml", (site / "site.toml").read_text() + entry)
