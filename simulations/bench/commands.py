@@ -72,13 +72,12 @@ def run_step_bench(
     found = time_steps(settings, devices, batches, modalities=modalities, repetitions=repetitions, steps=steps)
     with console.status("Timing training steps"):
         timings.extend(found)
-    table = _table("Training step", "device", "precision", "batch")
-    for name in ("ours ms", "reference ms", "floor ms", "speedup", "over floor"):
+    table = _table("Training step, milliseconds", "device", "batch")
+    for name in ("ours", "reference", "floor", "speedup", "over floor"):
         table.add_column(name, justify="right", no_wrap=True)
     for one in timings:
         table.add_row(
-            one.device,
-            one.precision,
+            f"{one.device} {one.precision}",
             str(one.batch),
             f"{one.ours_ms:.1f}",
             f"{one.reference_ms:.1f}",
@@ -86,7 +85,7 @@ def run_step_bench(
             f"[bold]{one.reference_over_ours:.2f}[/bold]",
             f"[bold]{one.ours_over_floor:.2f}[/bold]",
         )
-    table.caption = "speedup: reference / ours, over floor: ours / floor; medians over turns"
+    table.caption = "speedup: reference / ours; over floor: ours / floor"
     table.caption_justify = "left"
     _print(console, table, machine)
     result = StepBench(
