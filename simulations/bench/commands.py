@@ -121,8 +121,8 @@ def modalities(
     console, machine = Console(), this_machine()
     with console.status("Training with more and more modalities"):
         costs = list(measure_all(counts or MODALITIES, combinations))
-    table = _table("Many modalities", "modalities", "combinations", "bank")
-    for name in ("paper's bank", "our bank", "step", "memory"):
+    table = _table("M modalities: parameters of the bank, step, memory", "M", "combinations", "bank")
+    for name in ("paper's", "ours", "step", "memory"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in _cost_rows(costs):
         table.add_row(*row)
