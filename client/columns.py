@@ -16,7 +16,7 @@ from torch import Tensor
 from client.manifest import MANIFEST_FILE
 from client.modality_entry import Reading
 from client.tables import LARGEST_MEASUREMENT, NOT_FINITE, NUMBER, LineProblems, Table, canonical, read_table
-from client.tabular_entry import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, TableColumns
+from client.tabular_entry import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, TableEntry
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import MISSING_CODE, encode, fit_numeric
 from flexmoe_core.modalities.tabular import CategoricalColumn, Column, ColumnsModality, NumericColumn
@@ -61,7 +61,7 @@ class ColumnSource:
         return code
 
 
-def column_sources(entry: TableColumns, modality: ColumnsModality) -> tuple[ColumnSource, ...]:
+def column_sources(entry: TableEntry, modality: ColumnsModality) -> tuple[ColumnSource, ...]:
     """Where each column of a modality stands; a study column that is not mapped keeps its name."""
     if modality.encoder == "local":
         return tuple(_source(entry, _definition(local), local) for local in entry.definitions)
@@ -135,7 +135,7 @@ def _definition(local: LocalNumericColumn | LocalCategoricalColumn) -> Definitio
     return local
 
 
-def _source(entry: TableColumns, definition: Definition, column_map: ColumnMap) -> ColumnSource:
+def _source(entry: TableEntry, definition: Definition, column_map: ColumnMap) -> ColumnSource:
     codes: dict[str, int] = {}
     if isinstance(definition, CategoricalColumn):
         of_category = {category: code for code, category in enumerate(definition.categories)}

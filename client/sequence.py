@@ -5,7 +5,7 @@ Shapes: R patients, N rows of the file, T steps, C channels of a step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,9 +23,9 @@ from client.columns import (
     reserved_problems,
 )
 from client.manifest import LocalName
-from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.modality_entry import ModalityData, Reading
 from client.tables import LineProblems, Table
-from client.tabular_entry import LocalNumericColumn, TableColumns, column_findings
+from client.tabular_entry import LocalNumericColumn, TableEntry
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import fit_numeric
 from flexmoe_core.modalities.base import Modality
@@ -34,15 +34,10 @@ from flexmoe_core.modalities.tabular import NumericColumn
 from flexmoe_core.validation import Finding
 
 
-class SequenceEntry(OneFileEntry, TableColumns):
+class SequenceEntry(TableEntry):
     """A table of the site: any number of lines per patient, each with its time, in any order."""
 
     time: LocalName = "time"
-
-    def findings(self, modality: Modality) -> Iterator[Finding]:
-        """Columns that do not fit the study's."""
-        assert isinstance(modality, SequenceModality)
-        return column_findings(self, modality)
 
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The patients' steps, and every problem with them."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,22 +17,16 @@ from client.columns import (
     read_values,
     reserved_problems,
 )
-from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.modality_entry import ModalityData, Reading
 from client.tables import LineProblems
-from client.tabular_entry import TableColumns, column_findings
+from client.tabular_entry import TableEntry
 from flexmoe_core.errors import Problem
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.tabular import TabularModality, TabularPreprocessing
-from flexmoe_core.validation import Finding
 
 
-class TabularEntry(OneFileEntry, TableColumns):
+class TabularEntry(TableEntry):
     """A table of the site: one line per patient."""
-
-    def findings(self, modality: Modality) -> Iterator[Finding]:
-        """Columns that do not fit the study's."""
-        assert isinstance(modality, TabularModality)
-        return column_findings(self, modality)
 
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The table's features, and every problem with them."""

@@ -8,7 +8,9 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from client.manifest import LocalName
+from client.modality_entry import OneFileEntry
 from client.tables import canonical
+from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.tabular import CategoricalColumn, ColumnsModality, Words
 from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, repeated, suggestion
 
@@ -56,22 +58,26 @@ class LocalCategoricalColumn(ColumnMap):
 LocalColumn = Annotated[LocalNumericColumn | LocalCategoricalColumn, Field(discriminator="type")]
 
 
-class TableColumns(FrozenModel):
-    """A table's columns: their map (shared encoder) or definitions (local encoder)."""
+class TableEntry(OneFileEntry):
+    """An entry of a kind that reads columns of a table: their map (shared encoder) or definitions (local encoder)."""
 
     missing: tuple[Spelling, ...] = ()
     columns: dict[str, Annotated[ColumnMap, BeforeValidator(_long_form)]] = Field(default_factory=dict)
     definitions: tuple[LocalColumn, ...] = Field(default=(), alias="column")
 
     @model_validator(mode="after")
-    def _definitions_differ(self) -> TableColumns:
+    def _definitions_differ(self) -> TableEntry:
         names = [column.name for column in self.definitions]
         raise_if_any(Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names))
         return self
 
+    def findings(self, modality: Modality) -> Iterator[Finding]:
+        """Columns that do not fit the study's."""
+        assert isinstance(modality, ColumnsModality)
+        return _column_findings(self, modality)
 
-def column_findings(entry: TableColumns, modality: ColumnsModality) -> Iterator[Finding]:
-    """Everything in which they do not fit the study."""
+
+def _column_findings(entry: TableEntry, modality: ColumnsModality) -> Iterator[Finding]:
     if modality.encoder == "local":
         if entry.columns:
             remedy = "Define its columns with [[modality.column]]: its encoder is local."
