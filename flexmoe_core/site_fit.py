@@ -64,10 +64,11 @@ def spread_weights(
 
     By the likelihood of held-out patients; the hard choice of one spread would change with the folds.
     """
+    folds = list(_folds(cohort))
     losses = [
         sum(
             _loss_on(held_out, fit_regression(modalities, others, classes, spread, settings))
-            for others, held_out in _folds(cohort)
+            for others, held_out in folds
         )
         for spread in settings.regression
     ]
