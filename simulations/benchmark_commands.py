@@ -16,6 +16,7 @@ from simulations.benchmark_summary import summary_markdown
 from simulations.datasets.commands import HeartProtocol
 from simulations.datasets.uci_heart import prepare_uci_heart
 from simulations.hidden_study import study_hidden
+from simulations.results import write_summary
 from simulations.tables import hidden_table, print_comparison
 from simulations.variant_commands import variants
 
@@ -50,10 +51,7 @@ def uci_heart(
         console.print(f"Seed {result.seed}" + ("" if is_new else ": already there"), highlight=False)
         if is_new:
             print_comparison(console, result.table)
-    summary = summary_markdown(results)
-    write_atomic(out / "summary.md", summary.encode(), PUBLIC_MODE)
-    console.print(summary, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Summary   {out / 'summary.md'}", highlight=False)
+    write_summary(console, out, summary_markdown(results))
 
 
 @benchmark.command("hidden")

@@ -12,9 +12,12 @@ from typing import TypeVar
 
 import torch
 from pydantic import ValidationError
+from rich.console import Console
 
+from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import FrozenModel
+from server.run_store import PUBLIC_MODE
 
 RESULTS = "results.jsonl"
 
@@ -52,6 +55,13 @@ def append_line(file: Path, result: FrozenModel) -> None:
         opened.write(line + "\n")
         opened.flush()
         os.fsync(opened.fileno())
+
+
+def write_summary(console: Console, out: Path, summary: str) -> None:
+    """Keep what all results say together (Markdown) as summary.md, and show it."""
+    write_atomic(out / "summary.md", summary.encode(), PUBLIC_MODE)
+    console.print(summary, markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Summary   {out / 'summary.md'}", highlight=False)
 
 
 def run_each(work: Callable[[Piece], Found], pieces: Sequence[Piece], processes: int) -> Iterator[Found]:

@@ -9,15 +9,14 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import suggestion
-from server.run_store import PUBLIC_MODE
 from server.settings import settings_with
 from simulations.benchmark_data import DataSet, Digits, Synthetic, UciHeart
 from simulations.benchmark_options import Out, Overrides, Protocol, Seeds, Validation, parse_seeds
 from simulations.datasets.commands import HeartProtocol
 from simulations.progress import job_progress
+from simulations.results import write_summary
 from simulations.variant_benchmark import JobResult, jobs_of, run_jobs
 from simulations.variant_summary import variants_markdown
 from simulations.variants import BASELINES, FLEX_MOE, LOCAL_ONLY, VARIANTS, title_of
@@ -146,12 +145,5 @@ def _benchmark(
                 advance(f"{title_of(result.job.method)}, seed {result.job.seed}, {result.job.data.title}")
     finally:
         if results:
-            _write_summary(console, out, results, methods)
-
-
-def _write_summary(console: Console, out: Path, results: Sequence[JobResult], methods: Sequence[str]) -> None:
-    ordered = sorted(results, key=lambda result: methods.index(result.job.method))
-    summary = variants_markdown(ordered)
-    write_atomic(out / "summary.md", summary.encode(), PUBLIC_MODE)
-    console.print(summary, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Summary   {out / 'summary.md'}", highlight=False)
+            ordered = sorted(results, key=lambda result: methods.index(result.job.method))
+            write_summary(console, out, variants_markdown(ordered))
