@@ -22,7 +22,7 @@ from flexmoe_core.site_effect import SiteEffect, finite_logits, site_columns
 
 FOLDS = 5
 MOST_STEPS = 500
-FLAT, STILL, MEMORY = 1e-6, 1e-9, 20  # a fit ends at such a gradient, in patients, or such a step; pairs it remembers
+FLAT, STILL, MEMORY = 1e-6, 1e-12, 20  # a fit ends at such a gradient, in patients, or such a step; pairs it remembers
 LEAST_DEVIATION = 1e-9
 SHARES = 1.0 / (1.0 + np.exp(-np.linspace(-6.0, 6.0, 241)))  # even in the logit, where the prior is normal
 
