@@ -17,7 +17,7 @@ from flexmoe_core.evaluation import Predictions, predict
 from flexmoe_core.model import FlexMoe
 from flexmoe_core.settings import SiteSettings
 from flexmoe_core.site_effect import SiteEffect
-from flexmoe_core.site_fit import fit_effect, fit_intercept
+from flexmoe_core.site_fit import fit_effect, fit_intercept, fit_share
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,17 @@ class Predictor:
         specialize: bool,
         training: Cohort,
         validation: Cohort,
+        share: float,
         settings: SiteSettings,
     ) -> Predictor:
-        """The shared model with all that the site adds, which has learned from validation patients too."""
-        training_BY, validation_BY = (
-            _predict(model, cohort, table, specialize).probabilities_BY for cohort in (training, validation)
-        )
-        effect = fit_effect(model.modalities, (training_BY, training), (validation_BY, validation), settings)
-        return cls(model, table, specialize, _prior(training, training_BY.shape[1]), effect)
+        """The shared model with all that the site adds, which has learned from validation patients too.
+
+        ``share`` is that of the site's own regression; validation patients must have chosen it before they taught.
+        """
+        patients = training + validation
+        shared_BY = _predict(model, patients, table, specialize).probabilities_BY
+        effect = fit_effect(model.modalities, shared_BY, patients, share, settings)
+        return cls(model, table, specialize, _prior(training, shared_BY.shape[1]), effect)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Predictor:
@@ -62,6 +65,12 @@ class Predictor:
         facts = bundle.facts
         specialize = is_specialized(facts.rounds, facts.terms.method.curriculum)
         return cls(bundle.model, facts.table, specialize, np.array(facts.prior), bundle.effect)
+
+    def regression_share(self, training: Cohort, validation: Cohort, settings: SiteSettings) -> float:
+        """The share that the site's own regression deserves beside this, which knows training patients alone."""
+        shared_BY = _predict(self.model, validation, self.table, self.specialize).probabilities_BY
+        logits_BY = self.effect.logits(shared_BY, validation)
+        return fit_share(self.model.modalities, training, validation, logits_BY, settings)
 
     def __call__(self, cohort: Cohort) -> Predictions:
         """Class probabilities of every patient, and their use of experts (none without a modality)."""

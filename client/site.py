@@ -127,9 +127,10 @@ class Site:
         model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
         training, validation, test = (data.cohorts[split] for split in ("train", "validation", "test"))
         specialize, settings = is_specialized(request.round, terms.method.curriculum), terms.method.site
-        held_out = Predictor.during_training(model, table, specialize, training, settings)
-        predictor = Predictor.final(model, table, specialize, training, validation, settings)
-        scored = with_prefix("validation", self._score(held_out, validation, terms))
+        during = Predictor.during_training(model, table, specialize, training, settings)
+        share = during.regression_share(training, validation, settings)
+        predictor = Predictor.final(model, table, specialize, training, validation, share, settings)
+        scored = with_prefix("validation", self._score(during, validation, terms))
         scored |= with_prefix("test", self._score(predictor, test, terms))
         facts = BundleFacts(
             site=data.name,

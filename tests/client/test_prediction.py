@@ -97,7 +97,9 @@ def test_a_site_scores_with_what_its_bundle_keeps(bundle: Bundle, site: SiteFold
     of_bundle, cohorts = Predictor.of_bundle(bundle), site.read().cohorts
     settings = bundle.facts.terms.method.site
     training, validation = cohorts["train"], cohorts["validation"]
-    fitted = Predictor.final(bundle.model, of_bundle.table, of_bundle.specialize, training, validation, settings)
+    model = bundle.model, of_bundle.table, of_bundle.specialize
+    share = Predictor.during_training(*model, training, settings).regression_share(training, validation, settings)
+    fitted = Predictor.final(*model, training, validation, share, settings)
     np.testing.assert_array_equal(fitted.prior_Y, of_bundle.prior_Y)
     for name, array in fitted.effect.to_arrays().items():
         np.testing.assert_array_equal(of_bundle.effect.to_arrays()[name], array)

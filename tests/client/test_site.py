@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from client.bundle import Bundle, bundle_digest, read_bundle
-from client.prediction import predict_cohort
+from client.prediction import Predictor, predict_cohort
 from client.site import Site
 from flexmoe_core.checkpoint import read_checkpoint
 from flexmoe_core.errors import CheckpointError, MessageError
@@ -240,11 +240,12 @@ def test_the_bundle_has_the_effect_of_the_final_model_on_training_and_validation
 ) -> None:
     bundle = finished(hospital, coordinator)[1]
     cohorts = site.read().cohorts
-    training, validation = (
-        (predict(bundle.model, cohort, bundle.facts.table, specialize=True).probabilities_BY, cohort)
-        for cohort in (cohorts["train"], cohorts["validation"])
-    )
-    expected = fit_effect(bundle.model.modalities, training, validation, METHOD.site).to_arrays()
+    training, validation = cohorts["train"], cohorts["validation"]
+    during = Predictor.during_training(bundle.model, bundle.facts.table, True, training, METHOD.site)
+    share = during.regression_share(training, validation, METHOD.site)
+    patients = training + validation
+    shared_BY = predict(bundle.model, patients, bundle.facts.table, specialize=True).probabilities_BY
+    expected = fit_effect(bundle.model.modalities, shared_BY, patients, share, METHOD.site).to_arrays()
     found = bundle.effect.to_arrays()
     for name, array in expected.items():
         np.testing.assert_array_equal(found[name], array)

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.settings import SiteSettings
-from flexmoe_core.site_effect import SiteEffect
-from flexmoe_core.site_fit import best_share, fit_effect, fit_intercept, fit_regression, spread_weights
+from flexmoe_core.site_effect import SiteEffect, site_columns
+from flexmoe_core.site_fit import best_share, fit_effect, fit_intercept, fit_regression, fit_share, spread_weights
 from tests.flexmoe_core.predictions import random_predictions
 
 MODALITIES = ("labs", "imaging")
@@ -172,6 +172,25 @@ def test_the_posterior_is_flat_at_the_regression(seed: int, classes: int, spread
     np.testing.assert_allclose(surplus_BY.sum(axis=0) + intercept_Y / 2.0**2, 0, atol=1e-4)
 
 
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000), CLASSES, SPREADS, st.integers(1, 6))
+def test_more_columns_than_patients_have_a_flat_posterior_too(
+    seed: int, classes: int, spread: float, patients: int
+) -> None:
+    _, cohort = random_site(seed, classes, patients)
+    x_BX = site_columns(cohort, MODALITIES)
+    assert x_BX.shape[1] > patients
+    found = fit_regression(MODALITIES, cohort, classes, spread, SiteSettings())
+    share_BY = torch.from_numpy(found.logits(np.ones((patients, classes)), cohort)).softmax(dim=1)
+    residual_BY = share_BY - torch.eye(classes, dtype=torch.float64)[cohort.labels_B]
+    slopes_XY = torch.from_numpy(np.concatenate([found.lacking_MY, *found.slopes_FY.values()]))
+    deviation_X = x_BX.std(dim=0, correction=0)
+    varying_X = deviation_X > 1e-9
+    variance_X = spread**2 / max(1, int(varying_X.sum())) / deviation_X[varying_X] ** 2
+    gradient_XY = (x_BX - x_BX.mean(dim=0)).T[varying_X] @ residual_BY
+    torch.testing.assert_close(gradient_XY, -slopes_XY[varying_X] / variance_X[:, None], rtol=1e-6, atol=1e-6)
+
+
 def test_the_regression_finds_what_a_finding_means_here() -> None:
     shared_BY, cohort = random_site(8, classes=2, patients=2000)
     cohort = with_labels(cohort, (cohort.inputs["labs"][:, 1] > 0).numpy())
@@ -202,9 +221,7 @@ def test_values_of_a_missing_modality_are_never_read() -> None:
 def test_the_order_of_inputs_changes_no_bit() -> None:
     shared_BY, cohort = random_site(14, classes=3)
     turned = Cohort(dict(reversed(list(cohort.inputs.items()))), cohort.observed_BM, cohort.labels_B)
-    first, second = (
-        fit_effect(MODALITIES, (shared_BY, one), (shared_BY, one), SiteSettings()) for one in (cohort, turned)
-    )
+    first, second = (fit_effect(MODALITIES, shared_BY, one, 0.4, SiteSettings()) for one in (cohort, turned))
     for name, array in first.to_arrays().items():
         np.testing.assert_array_equal(second.to_arrays()[name], array)
 
@@ -270,16 +287,20 @@ def mean_regression(cohort: Cohort, chosen: SiteSettings) -> SiteEffect:
     return SiteEffect.mean(regressions, spread_weights(MODALITIES, cohort, 2, chosen))
 
 
-def test_validation_patients_choose_the_share_and_then_teach() -> None:
+def test_validation_patients_choose_the_share_of_what_training_patients_teach() -> None:
     shared_BY, cohort = random_site(11, classes=2, patients=90)
-    first, second = torch.arange(60), torch.arange(60, 90)
-    training, validation = ((shared_BY[index], cohort.select(index)) for index in (first, second))
-    chosen = SiteSettings()
-    effect = fit_effect(MODALITIES, training, validation, chosen)
-    own = mean_regression(training[1], chosen).logits(*validation)
-    shared = fit_intercept(MODALITIES, *training, chosen).logits(*validation)
-    share = best_share(shared, own, validation[1].labels_B.numpy())
+    training, validation = cohort.select(torch.arange(60)), cohort.select(torch.arange(60, 90))
+    logits_BY = np.log(shared_BY[60:])
+    own = mean_regression(training, SiteSettings()).logits(shared_BY[60:], validation)
+    share = fit_share(MODALITIES, training, validation, logits_BY, SiteSettings())
+    assert share == best_share(logits_BY, own, validation.labels_B.numpy())
     assert 0 < share < 1
+
+
+def test_the_effect_mixes_what_the_site_learned_with_the_shared_model() -> None:
+    shared_BY, cohort = random_site(11, classes=2, patients=90)
+    chosen, share = SiteSettings(), 0.4
+    effect = fit_effect(MODALITIES, shared_BY, cohort, share, chosen)
     assert effect.kept == pytest.approx(1 - share)
     own = mean_regression(cohort, chosen).logits(shared_BY, cohort)
     others = fit_intercept(MODALITIES, shared_BY, cohort, chosen).logits(shared_BY, cohort)
@@ -291,9 +312,11 @@ def test_without_spread_or_validation_patients_the_regression_has_no_share(
     spreads: tuple[float, ...], patients: int
 ) -> None:
     shared_BY, cohort = random_site(12, classes=3, patients=30)
-    everybody, some = torch.arange(30), torch.arange(patients)
-    site = [(shared_BY[index], cohort.select(index)) for index in (everybody, some)]
-    effect = fit_effect(MODALITIES, site[0], site[1], SiteSettings(regression=spreads))
+    some = torch.arange(patients)
+    chosen = SiteSettings(regression=spreads)
+    share = fit_share(MODALITIES, cohort, cohort.select(some), np.log(shared_BY[some]), chosen)
+    assert share == 0
+    effect = fit_effect(MODALITIES, shared_BY, cohort, share, chosen)
     assert effect.kept == 1
     assert not effect.lacking_MY.any()
     assert not any(slopes_FY.any() for slopes_FY in effect.slopes_FY.values())
