@@ -11,7 +11,7 @@ from flexmoe_core.checkpoint import write_atomic
 from server.run_store import PUBLIC_MODE
 from server.settings import settings_with
 from simulations.benchmark import STUDY, BenchmarkTerms, run_benchmark
-from simulations.benchmark_options import Out, Overrides, Protocol, Seeds, Validation, parse_seeds
+from simulations.benchmark_options import Out, Overrides, Preset, Protocol, Seeds, Validation, parse_seeds
 from simulations.benchmark_summary import summary_markdown
 from simulations.datasets.commands import HeartProtocol
 from simulations.datasets.uci_heart import prepare_uci_heart
@@ -29,6 +29,7 @@ def uci_heart(
     out: Out,
     protocol: Protocol = HeartProtocol.flamby,
     seeds: Seeds = "0-4",
+    preset: Preset = "small",
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Annotated[
@@ -43,7 +44,7 @@ def uci_heart(
     console = Console()
     numbers = parse_seeds(seeds)
     terms = BenchmarkTerms(
-        protocol=protocol.value, validation=validation, settings=settings_with(overrides or [], seed=0)
+        protocol=protocol.value, validation=validation, settings=settings_with(overrides or [], preset, seed=0)
     )
     results = []
     for result, is_new in run_benchmark(out, terms, numbers, processes):
@@ -59,6 +60,7 @@ def hidden(
     out: Out,
     protocol: Protocol = HeartProtocol.flamby,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
+    preset: Preset = "small",
     overrides: Overrides = None,
     validation: Validation = 0.15,
 ) -> None:
@@ -67,7 +69,7 @@ def hidden(
     Trains the federation twice and writes hidden.json.
     """
     console = Console()
-    settings = settings_with(overrides or [], seed=seed)
+    settings = settings_with(overrides or [], preset, seed=seed)
     prepare_uci_heart(out / STUDY, protocol.value, seed, validation)
     with console.status("Training the federation with the learned bank and with zero-fill"):
         study = study_hidden(out / STUDY, out, settings)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.settings import PRESETS
 from simulations.datasets.commands import HeartProtocol
 
 Out = Annotated[Path, typer.Option(help="Folder for the results.")]
@@ -20,6 +21,7 @@ Protocol = Annotated[
     HeartProtocol,
     typer.Option(help="flamby: FLamby's 254 test patients for every seed. all: another split of all 920 per seed."),
 ]
+Preset = Annotated[str, typer.Option(help=f"Settings to start from: {', '.join(PRESETS)}.")]
 Seeds = Annotated[str, typer.Option(help="Such as 0-4 or 0,3,7.")]
 Validation = Annotated[float, typer.Option(help="Share of the other patients to hold out of training.")]
 

@@ -13,7 +13,7 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import suggestion
 from server.settings import settings_with
 from simulations.benchmark_data import DataSet, Digits, Synthetic, UciHeart
-from simulations.benchmark_options import Out, Overrides, Protocol, Seeds, Validation, parse_seeds
+from simulations.benchmark_options import Out, Overrides, Preset, Protocol, Seeds, Validation, parse_seeds
 from simulations.datasets.commands import HeartProtocol
 from simulations.progress import job_progress
 from simulations.results import write_summary
@@ -42,6 +42,7 @@ def uci_heart(
     protocol: Protocol = HeartProtocol.flamby,
     seeds: Seeds = "0-4",
     names: Names = ALL,
+    preset: Preset = "small",
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Processes = 0,
@@ -53,7 +54,7 @@ def uci_heart(
     settings.
     """
     data = UciHeart(protocol=protocol.value, validation=validation)
-    _benchmark(out, [data], seeds, names, overrides, processes, local_only)
+    _benchmark(out, [data], seeds, names, preset, overrides, processes, local_only)
 
 
 @variants.command("multiple-features")
@@ -63,6 +64,7 @@ def multiple_features(
     sites: Annotated[int, typer.Option(min=1, help="Number of sites, to which each digit is dealt evenly.")] = 8,
     seeds: Seeds = "0-4",
     names: Names = ALL,
+    preset: Preset = "medium",
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Processes = 0,
@@ -73,7 +75,7 @@ def multiple_features(
     Per seed another split, dealt anew; what is missing at one rate is missing at every higher one.
     """
     data = [Digits(sites=sites, missing=rate, validation=validation) for rate in parse_rates(missing)]
-    _benchmark(out, data, seeds, names, overrides, processes, local_only)
+    _benchmark(out, data, seeds, names, preset, overrides, processes, local_only)
 
 
 @variants.command("synthetic")
@@ -85,6 +87,7 @@ def synthetic(
     patients_per_site: Annotated[int, typer.Option(min=1, help="Patients of each hospital, of all splits.")] = 150,
     seeds: Seeds = "0-4",
     names: Names = ALL,
+    preset: Preset = "small",
     overrides: Overrides = None,
     processes: Processes = 0,
     local_only: LocalOnly = False,
@@ -94,7 +97,7 @@ def synthetic(
         Synthetic(sites=sites, modalities=modalities, patients_per_site=patients_per_site, missing=rate)
         for rate in parse_rates(missing)
     ]
-    _benchmark(out, data, seeds, names, overrides, processes, local_only)
+    _benchmark(out, data, seeds, names, preset, overrides, processes, local_only)
 
 
 def parse_variants(text: str) -> list[str]:
@@ -129,6 +132,7 @@ def _benchmark(
     data: Sequence[DataSet],
     seeds: str,
     names: str,
+    preset: str,
     overrides: list[str] | None,
     processes: int,
     local_only: bool,
@@ -136,7 +140,7 @@ def _benchmark(
     """Run all jobs and write their summary: also of what is there when one of them fails."""
     console = Console()
     methods = [*parse_variants(names), *(name for name in BASELINES if local_only or name != LOCAL_ONLY)]
-    jobs = jobs_of(data, methods, parse_seeds(seeds), settings_with(overrides or [], seed=0))
+    jobs = jobs_of(data, methods, parse_seeds(seeds), settings_with(overrides or [], preset, seed=0))
     results: list[JobResult] = []
     try:
         with job_progress(console, len(jobs)) as advance:
