@@ -115,7 +115,7 @@ class FlexMoe(nn.Module):
         x_BND = self.tokens(cohort, placement, generator)
         specialized_B = ~placement.full_B if specialize else torch.zeros_like(placement.full_B)
         plan = RoutingPlan(placement.expert_B, specialized_B, teaches_experts_B)
-        zero = x_BND.sum() * 0.0
+        zero = x_BND.new_zeros(())
         losses, use = RoutingLosses(zero, zero), []
         for layer in self.layers:
             x_BND, layer_losses, layer_use = layer(x_BND, plan, generator)
