@@ -110,17 +110,13 @@ def _precision(x: Tensor) -> torch.dtype:
 
 def _grouped(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatch: Dispatch) -> Tensor:
     """Both layers, each as one grouped product."""
-    dtype = x_RD.dtype
-
-    def affine(x_RI: Tensor, w_EIO: Tensor, b_EO: Tensor) -> Tensor:
-        # The bias is cast last, so that its gradient is summed in its own precision.
-        b_RO = embedding(dispatch.expert_R, b_EO).to(dtype)
-        return grouped_mm(x_RI, w_EIO.to(dtype), offs=dispatch.ends_E) + b_RO
-
-    h_RH = gelu(affine(x_RD, weights.w1_EDH, weights.b1_EH))
+    w, every_E = weights.to(x_RD.dtype), torch.arange(len(weights.w1_EDH), device=x_RD.device)
+    own_RE = (dispatch.expert_R[:, None] == every_E).to(x_RD.dtype)
+    # Each row's bias by a product, whose gradient is one as well, and not a scatter.
+    h_RH = gelu(grouped_mm(x_RD, w.w1_EDH, offs=dispatch.ends_E).addmm_(own_RE, w.b1_EH))
     if lots_RH is not None:
-        h_RH = h_RH * lots_RH.kept(dtype)
-    return affine(h_RH, weights.w2_EHD, weights.b2_ED)
+        h_RH = h_RH * lots_RH.kept(h_RH.dtype)
+    return grouped_mm(h_RH, w.w2_EHD, offs=dispatch.ends_E).addmm_(own_RE, w.b2_ED)
 
 
 def _one_by_one(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatch: Dispatch) -> Tensor:

@@ -24,9 +24,9 @@ class Routing:
     """Where tokens go, and what the losses need to know about it.
 
     ``chosen_TK`` int64 and ``gates_TK`` float32 sum to one over K. ``gates_TE`` are the same gates by expert.
-    ``balanced_TE`` bool marks the free choices, the pairs that balancing counts: for these ``load_TE`` is the expert's
-    probability to be among the chosen when its noise is drawn again. ``clean_TE`` are the logits without noise and
-    bias.
+    ``balanced_TE`` bool marks the free choices, the pairs that balancing counts: for these ``load_TE`` is the
+    probability that the expert is among the chosen when its noise is drawn again. ``clean_TE`` are the logits without
+    noise and bias.
     """
 
     chosen_TK: Tensor
