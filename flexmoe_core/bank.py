@@ -52,8 +52,8 @@ class TableBank(Bank):
         has_row_BM = slots_BM >= 0
         if self.slots == 0:
             return self.default.expand(len(slots_BM), *self.default.shape)
-        residual_BMF = embedding(slots_BM.clamp(min=0), self.residual.flatten(1)) * has_row_BM[:, :, None]
-        return self.default + residual_BMF.unflatten(2, self.default.shape[1:])
+        residual_BMF: Tensor = embedding(slots_BM.clamp(min=0), self.residual.flatten(1)) * has_row_BM[:, :, None]
+        return self.default + residual_BMF.reshape(-1, *self.default.shape)
 
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Patients of each (combination, missing modality)."""

@@ -13,6 +13,9 @@ from torch.nn.functional import embedding, embedding_bag, gelu, grouped_mm
 
 from flexmoe_core.dropout import Lots, draw_lots
 
+FEW = 1 << 18
+"""Elements of routed tokens whose hidden layers stay in the caches of a CPU at usual widths."""
+
 
 @dataclass(frozen=True)
 class ExpertWeights:
@@ -98,8 +101,11 @@ class Dispatch:
 
 
 def prefers_grouped(x_RD: Tensor) -> bool:
-    """Whether one launch for all experts is faster than a loop; ``grouped_mm`` knows neither float64 nor no rows."""
-    return x_RD.is_cuda and x_RD.dtype != torch.float64 and len(x_RD) > 0
+    """Whether one call for all experts is faster than one for each: always on a GPU, for few tokens on a CPU.
+
+    ``grouped_mm`` knows neither float64 nor no rows.
+    """
+    return x_RD.dtype != torch.float64 and len(x_RD) > 0 and (x_RD.is_cuda or x_RD.numel() <= FEW)
 
 
 def _precision(x: Tensor) -> torch.dtype:

@@ -135,10 +135,10 @@ class FlexMoe(nn.Module):
                 index_S = cohort.observed_BM[:, m].nonzero().squeeze(1)
                 places.append(index_S * len(self.modalities) + m)
                 encoded.append(self.encoders[encoder_key(name)](cohort.inputs[name][index_S], generator))
-        x_CPD = x_BMPD.flatten(0, 1)
+        x_CPD: Tensor = x_BMPD.flatten(0, 1)
         if encoded:
             x_CPD = x_CPD.index_copy(0, torch.cat(places), torch.cat(encoded).to(x_CPD.dtype))
-        return x_CPD.unflatten(0, x_BMPD.shape[:2]).flatten(1, 2) + self.position
+        return x_CPD.reshape(x_BMPD.shape).flatten(1, 2) + self.position
 
 
 def encoder_key(modality: str) -> str:

@@ -148,4 +148,5 @@ def load(clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> T
     highest_TK = noisy_TE.topk(active + 1, dim=1).values
     last_in_T1, first_out_T1 = highest_TK[:, -2:-1], highest_TK[:, -1:]
     threshold_TE = torch.where(noisy_TE > first_out_T1, first_out_T1, last_in_T1)
-    return torch.special.ndtr((clean_TE - threshold_TE) / noise_TE)
+    chance_TE: Tensor = torch.special.ndtr((clean_TE - threshold_TE) / noise_TE)
+    return chance_TE
