@@ -1,6 +1,6 @@
 """Missing-modality bank (Flex-MoE, section 3.2): learned tokens for what a patient's combination lacks.
 
-Shapes: B patients, M modalities, P tokens, D width, S residual rows.
+Shapes: B patients, M modalities, P tokens, D width, F = P*D, S residual rows.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from flexmoe_core.settings import ModelSettings
 
@@ -51,8 +52,8 @@ class TableBank(Bank):
         has_row_BM = slots_BM >= 0
         if self.slots == 0:
             return self.default.expand(len(slots_BM), *self.default.shape)
-        residual_BMPD = self.residual[slots_BM.clamp(min=0)] * has_row_BM[:, :, None, None]
-        return self.default + residual_BMPD
+        residual_BMF: Tensor = embedding(slots_BM.clamp(min=0), self.residual.flatten(1)) * has_row_BM[:, :, None]
+        return self.default + residual_BMF.reshape(-1, *self.default.shape)
 
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Patients of each (combination, missing modality)."""

@@ -7,36 +7,39 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LEVELS = 1 << 16
-"""A rate is kept to one part in so many."""
+BYTES = 2
+"""Of chance for each element: a rate is kept to one part in 65,536. One byte does for a rate that it can tell."""
 
 
 @dataclass(frozen=True)
 class Lots:
-    """Sixteen random bits for each element of a tensor; those of the ``dropped`` lowest of ``LEVELS`` are dropped."""
+    """A random integer for each element of a tensor, one of ``levels``; the ``dropped`` lowest mean to drop it."""
 
     bits: Tensor
     dropped: int
+    levels: int
 
     def __getitem__(self, rows: slice) -> Lots:
         """The lots of some rows."""
-        return Lots(self.bits[rows], self.dropped)
+        return Lots(self.bits[rows], self.dropped, self.levels)
 
     def kept(self, dtype: torch.dtype) -> Tensor:
         """What to multiply with: 0 for the dropped, 1 / (1 - rate) for the others."""
         kept = torch.empty(self.bits.shape, dtype=dtype, device=self.bits.device)
-        torch.ge(self.bits, self.dropped - LEVELS // 2, out=kept)
-        return kept.mul_(LEVELS / (LEVELS - self.dropped))
+        torch.ge(self.bits, self.dropped - self.levels // 2, out=kept)
+        return kept.mul_(self.levels / (self.levels - self.dropped))
 
 
 def draw_lots(shape: torch.Size, rate: float, generator: torch.Generator | None, device: torch.device) -> Lots | None:
     """Lots for inverted dropout of a tensor of that shape; None for no dropout."""
     if generator is None or rate == 0.0:
         return None
-    # Four elements a word: on a CPU many times faster than a Bernoulli draw for each.
-    words = torch.empty(-(-shape.numel() // 4), dtype=torch.int64, device=device)
-    bits = words.random_(-(2**63), None, generator=generator).view(torch.int16)[: shape.numel()].view(shape)
-    return Lots(bits, min(max(round(rate * LEVELS), 1), LEVELS - 1))
+    size, dtype = (1, torch.int8) if (rate * 256).is_integer() else (BYTES, torch.int16)
+    # Many elements a word: on a CPU many times faster than a Bernoulli draw for each.
+    words = torch.empty(-(-shape.numel() * size // 8), dtype=torch.int64, device=device)
+    bits = words.random_(-(2**63), None, generator=generator).view(dtype)[: shape.numel()].view(shape)
+    levels = 256**size
+    return Lots(bits, min(max(round(rate * levels), 1), levels - 1), levels)
 
 
 def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
@@ -36,7 +37,7 @@ def routing_losses(
 
     Specialization is zero where ``pinned``, balance where a bias does its work.
     """
-    zero = routing.clean_TE.sum() * 0.0
+    zero = routing.clean_TE.new_zeros(())
     special_T = specialized_T if learns_T is None else specialized_T & learns_T
     counted_TE = routing.balanced_TE if learns_T is None else routing.balanced_TE & learns_T[:, None]
     specialization = zero
@@ -45,19 +46,21 @@ def routing_losses(
         specialization = each_T.sum() / special_T.sum().clamp(min=1)
     if not balance:
         return RoutingLosses(specialization, zero)
-    importance = variation(routing.gates_TE, counted_TE)
-    return RoutingLosses(specialization, zero + importance + variation(routing.load_TE, counted_TE))
+    shares_2TE = torch.stack([routing.gates_TE, routing.load_TE])
+    return RoutingLosses(specialization, variation(shares_2TE, counted_TE).sum())
 
 
 def variation(share_TE: Tensor, counted_TE: Tensor) -> Tensor:
     """Squared coefficient of variation, over experts, of the mean share that each counted token gives them.
 
+    Of each where several (T, E) of shares are stacked.
+
     A mean over the tokens for which an expert counts, so that being many tokens' target costs it nothing.
     """
     tokens_E = counted_TE.sum(dim=0)
-    mean_E = (share_TE * counted_TE).sum(dim=0) / tokens_E.clamp(min=1)
+    mean_E = (share_TE * counted_TE).sum(dim=-2) / tokens_E.clamp(min=1)
     present_E = (tokens_E > 0).to(mean_E.dtype)
     experts = present_E.sum().clamp(min=1)
-    mean = (mean_E * present_E).sum() / experts
-    variance = ((mean_E - mean) ** 2 * present_E).sum() / experts
-    return variance / (mean**2 + 1e-10)
+    mean = (mean_E * present_E).sum(dim=-1, keepdim=True) / experts
+    variance = ((mean_E - mean) ** 2 * present_E).sum(dim=-1, keepdim=True) / experts
+    return (variance / (mean**2 + 1e-10)).squeeze(-1)

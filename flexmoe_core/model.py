@@ -3,7 +3,8 @@
 The whole idea in ``FlexMoe.forward``: observed modalities are encoded, missing ones come from the bank, all tokens
 attend to each other and choose experts, and the pooled tokens of each modality are classified together.
 
-Shapes: B patients, M modalities, P tokens per modality, N = M*P tokens, D width, F features, Y classes.
+Shapes: B patients, M modalities, C = B*M of both, P tokens per modality, N = M*P tokens, D width, F features,
+Y classes.
 """
 
 from __future__ import annotations
@@ -115,7 +116,7 @@ class FlexMoe(nn.Module):
         x_BND = self.tokens(cohort, placement, generator)
         specialized_B = ~placement.full_B if specialize else torch.zeros_like(placement.full_B)
         plan = RoutingPlan(placement.expert_B, specialized_B, teaches_experts_B)
-        zero = x_BND.sum() * 0.0
+        zero = x_BND.new_zeros(())
         losses, use = RoutingLosses(zero, zero), []
         for layer in self.layers:
             x_BND, layer_losses, layer_use = layer(x_BND, plan, generator)
@@ -127,16 +128,17 @@ class FlexMoe(nn.Module):
 
     def tokens(self, cohort: Cohort, placement: Placement, generator: torch.Generator | None) -> Tensor:
         """(B, N, D): encoders for observed modalities, the bank for missing ones. Encoders see observed rows only."""
-        missing_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed
-        tokens_BPD = []
+        x_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed
+        places, encoded = [], []
         for m, name in enumerate(self.modalities):
-            here_BPD = missing_BMPD[:, m]
             if encoder_key(name) in self.encoders and name in cohort.inputs:
                 index_S = cohort.observed_BM[:, m].nonzero().squeeze(1)
-                encoded_SPD = self.encoders[encoder_key(name)](cohort.inputs[name][index_S], generator)
-                here_BPD = here_BPD.index_copy(0, index_S, encoded_SPD.to(here_BPD.dtype))
-            tokens_BPD.append(here_BPD)
-        return torch.stack(tokens_BPD, dim=1).flatten(1, 2) + self.position
+                places.append(index_S * len(self.modalities) + m)
+                encoded.append(self.encoders[encoder_key(name)](cohort.inputs[name][index_S], generator))
+        x_CPD: Tensor = x_BMPD.flatten(0, 1)
+        if encoded:
+            x_CPD = x_CPD.index_copy(0, torch.cat(places), torch.cat(encoded).to(x_CPD.dtype))
+        return x_CPD.reshape(x_BMPD.shape).flatten(1, 2) + self.position
 
 
 def encoder_key(modality: str) -> str:

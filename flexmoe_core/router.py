@@ -8,12 +8,15 @@ Shapes: T tokens, D width, E experts, K experts per token, R routers, S tokens o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 NOISE_FLOOR = 1e-2
+ABOVE_ALL = 1e30
+"""A logit that no other reaches, and whose gradients stay finite."""
 
 
 @dataclass(frozen=True)
@@ -21,8 +24,8 @@ class Routing:
     """Where tokens go, and what the losses need to know about it.
 
     ``chosen_TK`` int64 and ``gates_TK`` float32 sum to one over K. ``gates_TE`` are the same gates by expert.
-    ``load_TE`` is each expert's probability to be among the chosen when the noise is drawn again, and
-    ``balanced_TE`` bool marks the free choices: the pairs that balancing counts. ``clean_TE`` are the logits without
+    ``balanced_TE`` bool marks the free choices, the pairs that balancing counts: for these ``load_TE`` is the
+    probability that the expert is among the chosen when its noise is drawn again. ``clean_TE`` are the logits without
     noise and bias.
     """
 
@@ -75,92 +78,60 @@ class Router(nn.Module):
         """
         dtype = torch.promote_types(x_TD.dtype, torch.float32)
         with torch.autocast(x_TD.device.type, enabled=False):
-            x_TD = x_TD.to(dtype)
-            clean_TE = self._logits(x_TD, self.weight.to(dtype), learns_T)
-            noise_TE = nn.functional.softplus(self._logits(x_TD, self.noise.to(dtype), learns_T)) + NOISE_FLOOR
-            noisy_TE = clean_TE
+            clean_TE, spread_TE = self._logits(x_TD.to(dtype), learns_T).chunk(2, dim=1)
+            noise_TE, noisy_TE = softplus(spread_TE) + NOISE_FLOOR, clean_TE
             if generator is not None:
-                drawn = torch.empty_like(clean_TE).normal_(generator=generator)
-                noisy_TE = clean_TE + drawn * noise_TE
-            # The cross-entropy draws a token to its target; balance must not push it away again.
-            free_TE = ~(specialized_T[:, None] & _is_target(expert_T, clean_TE))
-            general = self._top(clean_TE, noisy_TE, noise_TE, free_TE, self.active)
+                noisy_TE = clean_TE + noise_TE * torch.empty_like(noise_TE).normal_(generator=generator)
+            special_T1, every_E = specialized_T[:, None], torch.arange(clean_TE.shape[1], device=clean_TE.device)
+            own_TE = special_T1 & (expert_T[:, None] == every_E)
+            offered_TE, ranked_TE = clean_TE, noisy_TE
+            if self.bias is not None:
+                bias_TE = self.bias.to(dtype) * ~own_TE
+                offered_TE, ranked_TE = clean_TE + bias_TE, noisy_TE + bias_TE
             if self.pinned:
-                return self._pin(general, clean_TE, noisy_TE, noise_TE, expert_T, specialized_T, learns_T)
-            return replace(general, balanced_TE=free_TE)
-
-    def _top(self, clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, free_TE: Tensor, active: int) -> Routing:
-        """The ``active`` best; a bias helps to choose where the choice is free, and has no part in the gates."""
-        if self.bias is None:
-            top_TK, chosen_TK = noisy_TE.topk(active, dim=1)
-            load_TE = load(clean_TE, noisy_TE, noise_TE, active)
-        else:
-            bias_TE = self.bias.to(clean_TE.dtype) * free_TE
-            chosen_TK = (noisy_TE + bias_TE).topk(active, dim=1).indices
+                ranked_TE = ranked_TE.masked_fill(own_TE, ABOVE_ALL)
+            chosen_TK = ranked_TE.topk(self.active, dim=1).indices
             top_TK = noisy_TE.gather(1, chosen_TK)
-            load_TE = load(clean_TE + bias_TE, noisy_TE + bias_TE, noise_TE, active)
-        gates_TK = top_TK.softmax(dim=1)
-        return Routing(
-            chosen_TK=chosen_TK,
-            gates_TK=gates_TK,
-            gates_TE=torch.zeros_like(clean_TE).scatter(1, chosen_TK, gates_TK),
-            load_TE=load_TE,
-            balanced_TE=torch.ones_like(clean_TE, dtype=torch.bool),
-            clean_TE=clean_TE,
-        )
+            gates_TK = top_TK.softmax(dim=1)
+            if self.pinned:
+                gates_TK = torch.where(special_T1, self._pin(top_TK, learns_T), gates_TK)
+            return Routing(
+                chosen_TK=chosen_TK,
+                gates_TK=gates_TK,
+                gates_TE=torch.zeros_like(clean_TE).scatter(1, chosen_TK, gates_TK),
+                load_TE=load(offered_TE, ranked_TE, noise_TE, self.active),
+                # The cross-entropy draws a token to its target; balance must not push it away again.
+                balanced_TE=~(special_T1 | own_TE) if self.pinned and self.active == 1 else ~own_TE,
+                clean_TE=clean_TE,
+            )
 
-    def _pin(
-        self,
-        general: Routing,
-        clean_TE: Tensor,
-        noisy_TE: Tensor,
-        noise_TE: Tensor,
-        expert_T: Tensor,
-        specialized_T: Tensor,
-        learns_T: Tensor | None,
-    ) -> Routing:
-        """The combination's expert gets at least half of the gate; the router shares out the rest."""
-        target_T1 = expert_T[:, None]
-        is_target_TE = _is_target(expert_T, clean_TE)
-        others = self.active - 1
-        share_T1 = self._by_token(0.5 + 0.5 * self.gate.to(clean_TE.dtype).sigmoid(), len(clean_TE))
+    def _pin(self, top_TK: Tensor, learns_T: Tensor | None) -> Tensor:
+        """The combination's expert, first in line, gets at least half of the gate; the router shares out the rest."""
+        if self.active == 1:
+            return torch.ones_like(top_TK)
+        share_T1 = self._by_token(0.5 + 0.5 * self.gate.to(top_TK.dtype).sigmoid(), len(top_TK))
         if learns_T is not None:
             share_T1 = torch.where(learns_T[:, None], share_T1, share_T1.detach())
-        if others == 0:
-            share_T1 = torch.ones_like(share_T1)
-        rest = self._top(
-            clean_TE.masked_fill(is_target_TE, -torch.inf),
-            noisy_TE.masked_fill(is_target_TE, -torch.inf),
-            noise_TE,
-            ~is_target_TE,
-            others,
-        )
-        chosen_TK = torch.cat([target_T1, rest.chosen_TK], dim=1)
-        gates_TK = torch.cat([share_T1, rest.gates_TK * (1 - share_T1)], dim=1)
-        gates_TE = torch.zeros_like(clean_TE).scatter(1, chosen_TK, gates_TK)
-        balanced_TE = ~is_target_TE if others else torch.zeros_like(is_target_TE)
-        special_T1 = specialized_T[:, None]
-        return Routing(
-            chosen_TK=torch.where(special_T1, chosen_TK, general.chosen_TK),
-            gates_TK=torch.where(special_T1, gates_TK, general.gates_TK),
-            gates_TE=torch.where(special_T1, gates_TE, general.gates_TE),
-            load_TE=torch.where(special_T1, rest.load_TE, general.load_TE),
-            balanced_TE=torch.where(special_T1, balanced_TE, general.balanced_TE),
-            clean_TE=clean_TE,
-        )
+        return torch.cat([share_T1, top_TK[:, 1:].softmax(dim=1) * (1 - share_T1)], dim=1)
 
-    def _logits(self, x_TD: Tensor, weight: Tensor, learns_T: Tensor | None) -> Tensor:
-        """Each token's logits by its own router; tokens outside ``learns_T`` give the weights no gradient."""
-        logits_TE = self._multiply(x_TD, weight)
+    def _logits(self, x_TD: Tensor, learns_T: Tensor | None) -> Tensor:
+        """(T, 2E) by each token's own router: logits, then what their noise comes from.
+
+        Tokens outside ``learns_T`` give the weights no gradient.
+        """
+        both_RED = torch.cat(
+            [weight.to(x_TD.dtype).unflatten(0, (self.routers, -1)) for weight in (self.weight, self.noise)], dim=1
+        )
+        logits_TE = self._multiply(x_TD, both_RED)
         if learns_T is None:
             return logits_TE
-        return torch.where(learns_T[:, None], logits_TE, self._multiply(x_TD, weight.detach()))
+        return torch.where(learns_T[:, None], logits_TE, self._multiply(x_TD, both_RED.detach()))
 
-    def _multiply(self, x_TD: Tensor, weight: Tensor) -> Tensor:
+    def _multiply(self, x_TD: Tensor, weight_RED: Tensor) -> Tensor:
         if self.routers == 1:
-            return x_TD @ weight.T
+            return x_TD @ weight_RED[0].T
         x_BRSD = x_TD.unflatten(0, (-1, self.routers, self.tokens))
-        return torch.einsum("brsd,red->brse", x_BRSD, weight.unflatten(0, (self.routers, -1))).flatten(0, 2)
+        return torch.einsum("brsd,red->brse", x_BRSD, weight_RED).flatten(0, 2)
 
     def _by_token(self, value_R: Tensor, tokens: int) -> Tensor:
         """Each token's own router's value: (T, 1)."""
@@ -171,25 +142,11 @@ class Router(nn.Module):
 
 
 def load(clean_TE: Tensor, noisy_TE: Tensor, noise_TE: Tensor, active: int) -> Tensor:
-    """Probability that each expert is among the ``active`` chosen, its own noise drawn again (Shazeer, eq. 8-9).
-
-    Experts at minus infinity are not candidates: their load is 0.
-    """
-    candidates_TE = torch.isfinite(clean_TE)
-    if active == 0:
-        return torch.zeros_like(clean_TE)
+    """Probability that each expert is among the ``active`` chosen, its own noise drawn again (Shazeer, eq. 8-9)."""
     if clean_TE.shape[1] <= active:
-        return candidates_TE.to(clean_TE.dtype)
+        return torch.ones_like(clean_TE)
     highest_TK = noisy_TE.topk(active + 1, dim=1).values
     last_in_T1, first_out_T1 = highest_TK[:, -2:-1], highest_TK[:, -1:]
     threshold_TE = torch.where(noisy_TE > first_out_T1, first_out_T1, last_in_T1)
-    # With as many candidates as places every candidate is in; the threshold is then minus infinity.
-    bounded_TE = torch.where(torch.isfinite(threshold_TE), threshold_TE, torch.zeros_like(threshold_TE))
-    clean_or_zero_TE = torch.where(candidates_TE, clean_TE, torch.zeros_like(clean_TE))
-    chance_TE = torch.special.ndtr((clean_or_zero_TE - bounded_TE) / noise_TE)
-    chance_TE = torch.where(torch.isfinite(threshold_TE), chance_TE, torch.ones_like(chance_TE))
-    return torch.where(candidates_TE, chance_TE, torch.zeros_like(chance_TE))
-
-
-def _is_target(expert_T: Tensor, clean_TE: Tensor) -> Tensor:
-    return torch.zeros_like(clean_TE, dtype=torch.bool).scatter(1, expert_T[:, None], True)
+    chance_TE: Tensor = torch.special.ndtr((clean_TE - threshold_TE) / noise_TE)
+    return chance_TE

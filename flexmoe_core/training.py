@@ -18,6 +18,7 @@ from flexmoe_core.balancing import adjust_bias, count_choices
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable, Placement
 from flexmoe_core.curriculum import RoundPlan, Stage, batches, teachers
+from flexmoe_core.devices import keep_freed_memory
 from flexmoe_core.groups import Group, Support, group_of
 from flexmoe_core.model import FlexMoe, Output
 from flexmoe_core.randomness import torch_generator
@@ -97,6 +98,7 @@ class Steps:
         frozen: Collection[Group] = (),
     ) -> None:
         self.model, self.table, self.settings, self.draws, self.specialize = model, table, settings, draws, specialize
+        keep_freed_memory()
         self.optimizer = build_optimizer(model, settings.training, frozen)
         self.tally = Tally(model)
 
