@@ -69,7 +69,7 @@ def mix(
     ``rate`` is the dropout of the hidden layer; without a generator there is none.
     """
     dispatch, dtype = Dispatch.of(chosen_TK, len(weights.w1_EDH)), _precision(x_TD)
-    # Lookups in place of indexing: no scatter on the way back, and the order of sums is fixed on every device.
+    # Lookups in place of indexing: no scatter on the way back, and the order of sums is fixed.
     x_RD = embedding(dispatch.token_R, x_TD.to(dtype))
     lots_RH = draw_lots(torch.Size((len(x_RD), weights.b1_EH.shape[1])), rate, generator, x_RD.device)
     feed_forward = _grouped if prefers_grouped(x_RD) else _one_by_one

@@ -126,7 +126,7 @@ def small() -> MethodSettings:
 
 
 def medium() -> MethodSettings:
-    """For hundreds of features or many classes: a wider model, trained longer and faster, without regressions of sites.
+    """For hundreds of features or many classes: wider, trained longer and faster, without regressions of sites.
 
     The default stops long before it has learned so much; on UCI heart, these steps fit noise. Choose between the two
     by the validation log-loss.

@@ -5,6 +5,7 @@ Shapes: B patients, F numbers of the vector.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from flexmoe_core.modalities.base import Modality, Preprocessing
 from flexmoe_core.modalities.scale import Range, fitted_range, scaled
-from flexmoe_core.validation import raise_if_any
+from flexmoe_core.validation import Finding, raise_if_any
 
 LONGEST_VECTOR = 65_536
 
@@ -43,11 +44,15 @@ class EmbeddingPreprocessing(Preprocessing):
 
 
 class EmbeddingModality(Modality):
-    """Vectors of one length; for a local encoder length and scale come from the site's own file."""
+    """Vectors of one length; for a local encoder length and scale come from the site's own file.
+
+    Either one ``range`` for all numbers or ``ranges``, one for each, where their scales differ.
+    """
 
     kind: Literal["embedding"] = "embedding"
     size: Size | None = None
     range: Range | None = None
+    ranges: tuple[Range, ...] | None = None
 
     @property
     def contents(self) -> str:
@@ -56,7 +61,9 @@ class EmbeddingModality(Modality):
 
     @property
     def preprocessing(self) -> EmbeddingPreprocessing:
-        """One range for all numbers. Raises ValueError for a local encoder."""
+        """The range of each number. Raises ValueError for a local encoder."""
+        if self.ranges is not None:
+            return EmbeddingPreprocessing(ranges=self.ranges)
         if self.size is None or self.range is None:
             raise self._only_its_site_knows()
         return EmbeddingPreprocessing(ranges=(self.range,) * self.size)
@@ -64,6 +71,16 @@ class EmbeddingModality(Modality):
     @model_validator(mode="after")
     def _keys_fit_encoder(self) -> EmbeddingModality:
         remedy = "Remove it: the site's own file says it. Or make the encoder shared."
-        given = {"size": self.size is not None, "range": self.range is not None}
-        raise_if_any(finding for key, has in given.items() for finding in self._key_findings(key, has, remedy))
+        scale = "range" if self.ranges is None else "ranges"
+        given = {"size": self.size is not None, scale: self.range is not None or self.ranges is not None}
+        findings = [finding for key, has in given.items() for finding in self._key_findings(key, has, remedy)]
+        if self.ranges is not None:
+            findings += self._range_findings(len(self.ranges))
+        raise_if_any(findings)
         return self
+
+    def _range_findings(self, count: int) -> Iterator[Finding]:
+        if self.range is not None:
+            yield Finding("cannot stand beside ranges", "Keep one of the two.", "range")
+        if self.size is not None and count != self.size:
+            yield Finding(f"are {count}, but the size is {self.size}", "Give one for each number.", "ranges")

