@@ -133,7 +133,7 @@ def medium() -> MethodSettings:
     """
     return MethodSettings(
         model=ModelSettings(width=64),
-        training=TrainingSettings(learning_rate=3e-3, epochs=4),
+        training=TrainingSettings(learning_rate=3e-3, epochs=2),
         site=SiteSettings(regression=()),
     )
 
