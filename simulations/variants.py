@@ -61,8 +61,10 @@ def _without_generalizing(method: MethodSettings) -> MethodSettings:
     return method.model_copy(update={"curriculum": method.curriculum.model_copy(update={"generalize_rounds": 0})})
 
 
-def _dropping_modalities(method: MethodSettings) -> MethodSettings:
-    training = method.training.model_copy(update={"modality_dropout": MODALITY_DROPOUT})
+def _switching_modality_dropout(method: MethodSettings) -> MethodSettings:
+    """On where the settings have none, off where they have any."""
+    chance = 0.0 if method.training.modality_dropout > 0 else MODALITY_DROPOUT
+    training = method.training.model_copy(update={"modality_dropout": chance})
     return method.model_copy(update={"training": training})
 
 
@@ -92,7 +94,7 @@ VARIANTS: Mapping[str, Variant] = {
     "learned": Variant("learned specialization", _model(specialization="learned")),
     "zero-fill": Variant("zero-fill", _model(bank="zero")),
     "mean-fill": Variant("mean-fill", _as_it_is, fills_means=True),
-    "modality-dropout": Variant(f"modality dropout {MODALITY_DROPOUT:g}", _dropping_modalities),
+    "modality-dropout": Variant("modality dropout on/off", _switching_modality_dropout),
 }
 """By name, the federation itself first."""
 
