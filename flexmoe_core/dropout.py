@@ -7,9 +7,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-BYTES = 2
-"""Of chance for each element: a rate is kept to one part in 65,536. One byte does for a rate that it can tell."""
-
 
 @dataclass(frozen=True)
 class Lots:
@@ -34,7 +31,8 @@ def draw_lots(shape: torch.Size, rate: float, generator: torch.Generator | None,
     """Lots for inverted dropout of a tensor of that shape; None for no dropout."""
     if generator is None or rate == 0.0:
         return None
-    size, dtype = (1, torch.int8) if (rate * 256).is_integer() else (BYTES, torch.int16)
+    # A byte of chance for an element where it can tell the rate; two keep any rate to one part in 65,536.
+    size, dtype = (1, torch.int8) if (rate * 256).is_integer() else (2, torch.int16)
     # Many elements a word: on a CPU many times faster than a Bernoulli draw for each.
     words = torch.empty(-(-shape.numel() * size // 8), dtype=torch.int64, device=device)
     bits = words.random_(-(2**63), None, generator=generator).view(dtype)[: shape.numel()].view(shape)

@@ -158,4 +158,5 @@ def paper() -> MethodSettings:
     )
 
 
+DEFAULT_PRESET = "small"
 PRESETS = {"small": small, "medium": medium, "paper": paper}

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.groups import Group
-from flexmoe_core.settings import PRESETS, MethodSettings
+from flexmoe_core.settings import DEFAULT_PRESET, PRESETS, MethodSettings
 from flexmoe_core.validation import FrozenModel, read_toml, suggestion, validate
 from server.door import UpdateLimits
 from server.optimizers import ServerOptimizerSettings
@@ -63,7 +63,7 @@ def load_settings(path: Path) -> RunSettings:
     return read_toml(path, RunSettings)
 
 
-def settings_with(overrides: Iterable[str], preset: str = "small", seed: int | None = None) -> RunSettings:
+def settings_with(overrides: Iterable[str], preset: str = DEFAULT_PRESET, seed: int | None = None) -> RunSettings:
     """A preset changed by ``key=value`` overrides with dotted keys; raises InputError with every problem.
 
     Values are written as in TOML; a bare word is a string.
@@ -71,7 +71,7 @@ def settings_with(overrides: Iterable[str], preset: str = "small", seed: int | N
     problems: list[Problem] = []
     if preset not in PRESETS:
         problems.append(Problem("--preset", preset, "is not a known preset", suggestion(preset, list(PRESETS))))
-        preset = "small"
+        preset = DEFAULT_PRESET
     tree: dict[str, Any] = {"method": PRESETS[preset]().model_dump()}
     for override in overrides:
         key, separator, text = override.partition("=")

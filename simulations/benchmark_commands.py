@@ -8,6 +8,7 @@ import typer
 from rich.console import Console
 
 from flexmoe_core.checkpoint import write_atomic
+from flexmoe_core.settings import DEFAULT_PRESET
 from server.run_store import PUBLIC_MODE
 from server.settings import settings_with
 from simulations.benchmark import STUDY, BenchmarkTerms, run_benchmark
@@ -29,7 +30,7 @@ def uci_heart(
     out: Out,
     protocol: Protocol = HeartProtocol.flamby,
     seeds: Seeds = "0-4",
-    preset: Preset = "small",
+    preset: Preset = DEFAULT_PRESET,
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Annotated[
@@ -60,7 +61,7 @@ def hidden(
     out: Out,
     protocol: Protocol = HeartProtocol.flamby,
     seed: Annotated[int, typer.Option(min=0, help="Same seed, same result.")] = 0,
-    preset: Preset = "small",
+    preset: Preset = DEFAULT_PRESET,
     overrides: Overrides = None,
     validation: Validation = 0.15,
 ) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from client.site_data import read_site
 from flexmoe_core.devices import AUTOMATIC, choose_device
 from flexmoe_core.errors import InputError, Problem
-from flexmoe_core.settings import PRESETS
+from flexmoe_core.settings import DEFAULT_PRESET, PRESETS
 from flexmoe_core.study import load_study
 from server.report.page import write_report
 from server.run_store import RunStore
@@ -23,7 +23,6 @@ from simulations.progress import round_progress
 from simulations.runs import Engine, require_quorum, simulate, site_folders
 
 TRAINING_SPLITS = ("train", "validation")
-DEFAULT_PRESET = "small"
 
 StudyFolder = Annotated[Path, typer.Argument(metavar="DIR", help="Folder with study.toml and the site folders.")]
 Overrides = Annotated[

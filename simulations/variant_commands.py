@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from flexmoe_core.errors import InputError, Problem
+from flexmoe_core.settings import DEFAULT_PRESET
 from flexmoe_core.validation import suggestion
 from server.settings import settings_with
 from simulations.benchmark_data import DataSet, Digits, Synthetic, UciHeart
@@ -42,7 +43,7 @@ def uci_heart(
     protocol: Protocol = HeartProtocol.flamby,
     seeds: Seeds = "0-4",
     names: Names = ALL,
-    preset: Preset = "small",
+    preset: Preset = DEFAULT_PRESET,
     overrides: Overrides = None,
     validation: Validation = 0.15,
     processes: Processes = 0,
@@ -87,7 +88,7 @@ def synthetic(
     patients_per_site: Annotated[int, typer.Option(min=1, help="Patients of each hospital, of all splits.")] = 150,
     seeds: Seeds = "0-4",
     names: Names = ALL,
-    preset: Preset = "small",
+    preset: Preset = DEFAULT_PRESET,
     overrides: Overrides = None,
     processes: Processes = 0,
     local_only: LocalOnly = False,
