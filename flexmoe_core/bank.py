@@ -29,7 +29,7 @@ class Bank(nn.Module, ABC):
 
     @abstractmethod
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
-        """How many patients use each residual row: (S,) float64 on the CPU."""
+        """How many patients use each residual row: (S,) float64."""
 
 
 class TableBank(Bank):
@@ -57,7 +57,9 @@ class TableBank(Bank):
 
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Patients of each (combination, missing modality)."""
-        return torch.bincount(slots_BM[slots_BM >= 0], minlength=self.slots).double().cpu()
+        ones_BM = torch.ones(slots_BM.shape, dtype=torch.float64, device=slots_BM.device)
+        # One place more, for those who use none.
+        return ones_BM.new_zeros(self.slots + 1).index_add_(0, slots_BM.flatten() + 1, ones_BM.flatten())[1:]
 
 
 class CompositionalBank(Bank):
@@ -86,7 +88,7 @@ class CompositionalBank(Bank):
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Patients who observe the one and lack the other, for each pair."""
         observed_BM = observed_BM.double()
-        return (observed_BM.T @ (1 - observed_BM)).flatten().cpu()
+        return (observed_BM.T @ (1 - observed_BM)).flatten()
 
 
 class ZeroBank(Bank):
@@ -105,7 +107,7 @@ class ZeroBank(Bank):
 
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Nobody: there is no row."""
-        return torch.zeros(0, dtype=torch.float64)
+        return torch.zeros(0, dtype=torch.float64, device=slots_BM.device)
 
 
 def build_bank(modalities: int, slots: int, settings: ModelSettings) -> Bank:

@@ -1,6 +1,9 @@
-"""Which device a site computes on, and how its memory is used again."""
+"""Which device a site computes on, how its memory is used again, and that it computes the same again."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -36,3 +39,14 @@ def keep_freed_memory() -> None:
     for sizes that were freed before; this block is never touched. Another allocator takes no notice.
     """
     torch.empty(LARGEST_KEPT, dtype=torch.uint8)
+
+
+@contextmanager
+def reproducible_convolutions() -> Iterator[None]:
+    """Keep cuDNN from algorithms that add up in another order every time: of all that a model does, only these."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before

@@ -1,10 +1,11 @@
 """Experts with stacked weights, and the exact dispatch of tokens to them: no token is dropped.
 
-Shapes: T tokens, K experts per token, R = T*K routed tokens, E experts, D width, H expert width.
+Shapes: T tokens, K experts per token, R = T*K routed tokens, E experts, D width, H expert width, F = E*H.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +16,8 @@ from flexmoe_core.dropout import Lots, draw_lots
 
 FEW = 1 << 18
 """Elements of routed tokens whose hidden layers stay in the caches of a CPU at usual widths."""
+MOST_WIDE = 1 << 28
+"""Elements of the hidden layers of all experts for all tokens, up to which a GPU computes them all."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,23 @@ class ExpertWeights:
     w2_EHD: Tensor
     b2_ED: Tensor
 
+    def __len__(self) -> int:
+        return len(self.w1_EDH)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.w1_EDH, self.b1_EH, self.w2_EHD, self.b2_ED))
+
     def to(self, dtype: torch.dtype) -> ExpertWeights:
         """The same weights in another precision."""
-        return ExpertWeights(*(w.to(dtype) for w in (self.w1_EDH, self.b1_EH, self.w2_EHD, self.b2_ED)))
+        return ExpertWeights(*(w.to(dtype) for w in self))
 
     def detach(self) -> ExpertWeights:
         """The same weights, which will not learn."""
-        return ExpertWeights(self.w1_EDH.detach(), self.b1_EH.detach(), self.w2_EHD.detach(), self.b2_ED.detach())
+        return ExpertWeights(*(w.detach() for w in self))
+
+    def beside(self, others: ExpertWeights) -> ExpertWeights:
+        """These experts, then the others."""
+        return ExpertWeights(*(torch.cat(both) for both in zip(self, others, strict=True)))
 
 
 class Experts(nn.Module):
@@ -68,13 +81,16 @@ def mix(
 
     ``rate`` is the dropout of the hidden layer; without a generator there is none.
     """
-    dispatch, dtype = Dispatch.of(chosen_TK, len(weights.w1_EDH)), _precision(x_TD)
+    dtype = _precision(x_TD)
+    if prefers_wide(x_TD, weights):
+        return _wide(x_TD.to(dtype), chosen_TK, gates_TK.to(dtype), weights.to(dtype), rate, generator)
+    dispatch = Dispatch.of(chosen_TK, len(weights))
     # Lookups in place of indexing: no scatter on the way back, and the order of sums is fixed.
     x_RD = embedding(dispatch.token_R, x_TD.to(dtype))
     lots_RH = draw_lots(torch.Size((len(x_RD), weights.b1_EH.shape[1])), rate, generator, x_RD.device)
     feed_forward = _grouped if prefers_grouped(x_RD) else _one_by_one
     y_RD = feed_forward(x_RD, lots_RH, weights, dispatch)
-    return embedding_bag(dispatch.row_TK, y_RD, per_sample_weights=gates_TK.to(dtype), mode="sum")
+    return _combine(y_RD, dispatch.row_TK, gates_TK.to(dtype))
 
 
 @dataclass(frozen=True)
@@ -100,6 +116,23 @@ class Dispatch:
         return cls(expert_R, order_R // chosen_TK.shape[1], row_R.reshape(chosen_TK.shape), ends_E)
 
 
+def _combine(y_RD: Tensor, row_TK: Tensor, gates_TK: Tensor) -> Tensor:
+    """Each token's rows, weighted by its gates: (T, D)."""
+    if y_RD.is_cuda:  # embedding_bag has no gradient in bfloat16 there
+        return (gates_TK[:, None] @ embedding(row_TK, y_RD)).squeeze(1)
+    return embedding_bag(row_TK, y_RD, per_sample_weights=gates_TK, mode="sum")
+
+
+def prefers_wide(x_TD: Tensor, weights: ExpertWeights) -> bool:
+    """Whether to compute every expert for every token: a GPU has the time, and no sorting is needed."""
+    return x_TD.is_cuda and is_wide(len(x_TD), weights.b1_EH.numel())
+
+
+def is_wide(tokens: int, hidden_units: int) -> bool:
+    """Whether a GPU has the memory for the hidden units of all experts."""
+    return tokens * hidden_units <= MOST_WIDE
+
+
 def prefers_grouped(x_RD: Tensor) -> bool:
     """Whether one call for all experts is faster than one for each: always on a GPU, for few tokens on a CPU.
 
@@ -114,9 +147,27 @@ def _precision(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def _wide(
+    x_TD: Tensor,
+    chosen_TK: Tensor,
+    gates_TK: Tensor,
+    w: ExpertWeights,
+    rate: float,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """All experts as one feed-forward network, whose hidden units count by the gates: 0 for who was not chosen."""
+    gates_TE = gates_TK.new_zeros(len(x_TD), len(w)).scatter(1, chosen_TK, gates_TK)
+    h_TF = gelu(torch.addmm(w.b1_EH.flatten(), x_TD, w.w1_EDH.transpose(0, 1).flatten(1)))
+    lots_TF = draw_lots(h_TF.shape, rate, generator, h_TF.device)
+    if lots_TF is not None:
+        h_TF = h_TF * lots_TF.kept(h_TF.dtype)
+    h_TEH = h_TF.unflatten(1, w.b1_EH.shape) * gates_TE[:, :, None]
+    return torch.addmm(gates_TE @ w.b2_ED, h_TEH.flatten(1), w.w2_EHD.flatten(0, 1))
+
+
 def _grouped(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatch: Dispatch) -> Tensor:
     """Both layers, each as one grouped product."""
-    w, every_E = weights.to(x_RD.dtype), torch.arange(len(weights.w1_EDH), device=x_RD.device)
+    w, every_E = weights.to(x_RD.dtype), torch.arange(len(weights), device=x_RD.device)
     own_RE = (dispatch.expert_R[:, None] == every_E).to(x_RD.dtype)
     # Each row's bias by a product, whose gradient is one as well, and not a scatter.
     h_RH = gelu(grouped_mm(x_RD, w.w1_EDH, offs=dispatch.ends_E).addmm_(own_RE, w.b1_EH))

@@ -106,14 +106,16 @@ class FlexMoe(nn.Module):
         specialize: bool,
         teaches_experts_B: Tensor | None = None,
         generator: torch.Generator | None = None,
+        fixed_shapes: bool = False,
     ) -> Output:
         """Logits for a batch of any size.
 
         ``specialize`` routes incomplete patients to their combination's expert. Where ``teaches_experts_B`` (bool)
         is given, the others' gradients reach neither experts nor router. Dropout and gate noise are drawn only
-        with a generator: without one the output depends on nothing but weights and batch.
+        with a generator: without one the output depends on nothing but weights and batch. With ``fixed_shapes`` no
+        shape depends on who observed what, as a recording needs it.
         """
-        x_BND = self.tokens(cohort, placement, generator)
+        x_BND = self.tokens(cohort, placement, generator, fixed_shapes)
         specialized_B = ~placement.full_B if specialize else torch.zeros_like(placement.full_B)
         plan = RoutingPlan(placement.expert_B, specialized_B, teaches_experts_B)
         zero = x_BND.new_zeros(())
@@ -126,9 +128,18 @@ class FlexMoe(nn.Module):
         pooled = dropout(self.pooling(self.norm(x_BND)), self.settings.dropout, generator)
         return Output(self.head(pooled), losses, tuple(use))
 
-    def tokens(self, cohort: Cohort, placement: Placement, generator: torch.Generator | None) -> Tensor:
-        """(B, N, D): encoders for observed modalities, the bank for missing ones. Encoders see observed rows only."""
+    def tokens(
+        self, cohort: Cohort, placement: Placement, generator: torch.Generator | None, fixed_shapes: bool = False
+    ) -> Tensor:
+        """(B, N, D): encoders for observed modalities, the bank for missing ones.
+
+        Encoders see observed rows only; with ``fixed_shapes`` all, and what they make of the others is dropped.
+        """
         x_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed
+        x_CPD = (self._encode_all if fixed_shapes else self._encode_observed)(x_BMPD, cohort, generator)
+        return x_CPD.reshape(x_BMPD.shape).flatten(1, 2) + self.position
+
+    def _encode_observed(self, x_BMPD: Tensor, cohort: Cohort, generator: torch.Generator | None) -> Tensor:
         places, encoded = [], []
         for m, name in enumerate(self.modalities):
             if encoder_key(name) in self.encoders and name in cohort.inputs:
@@ -138,7 +149,16 @@ class FlexMoe(nn.Module):
         x_CPD: Tensor = x_BMPD.flatten(0, 1)
         if encoded:
             x_CPD = x_CPD.index_copy(0, torch.cat(places), torch.cat(encoded).to(x_CPD.dtype))
-        return x_CPD.reshape(x_BMPD.shape).flatten(1, 2) + self.position
+        return x_CPD
+
+    def _encode_all(self, x_BMPD: Tensor, cohort: Cohort, generator: torch.Generator | None) -> Tensor:
+        columns = list(x_BMPD.unbind(dim=1))
+        for m, name in enumerate(self.modalities):
+            if encoder_key(name) in self.encoders and name in cohort.inputs:
+                encoded_BPD = self.encoders[encoder_key(name)](cohort.inputs[name], generator)
+                observed_B11 = cohort.observed_BM[:, m, None, None]
+                columns[m] = torch.where(observed_B11, encoded_BPD.to(x_BMPD.dtype), columns[m])
+        return torch.stack(columns, dim=1)
 
 
 def encoder_key(modality: str) -> str:

@@ -3,12 +3,12 @@
 A bank that is trained only on who lacks a modality in this federation learns who they are, and nothing for a modality
 that nobody lacks. Only the bank learns here; everything else learns from what patients truly have.
 
-Shapes: B patients, M modalities, S bank rows.
+Shapes: B patients, M modalities.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from flexmoe_core.cohort import Cohort
-from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.combinations import Placement
 from flexmoe_core.groups import Group, group_of
 from flexmoe_core.model import FlexMoe
 
@@ -24,38 +24,21 @@ CHANCE = 0.5
 """With which each modality is hidden in rehearsal."""
 
 
-@dataclass(frozen=True)
-class Rehearsal:
-    """The mean task loss of patients who hide modalities, and who used which token: float64 counts of patients."""
-
-    loss: Tensor
-    lacking_M: Tensor
-    slots_S: Tensor
-
-
 def rehearse(
     model: FlexMoe,
-    batch: Cohort,
-    table: CombinationTable,
+    hidden: Cohort,
+    placement: Placement,
     specialize: bool,
-    hiding: torch.Generator,
     noise: torch.Generator | None,
-) -> Rehearsal:
-    """Score a batch that hides modalities; the loss has gradient for the bank alone.
-
-    ``hiding`` is a CPU generator, ``noise`` one on the model's device.
-    """
-    hidden = hide_modalities(batch, CHANCE, hiding)
-    placement = table.place(hidden.masks_B)
+    fixed_shapes: bool = False,
+) -> Tensor:
+    """The mean task loss of patients who hide modalities, with gradient for the bank alone."""
     held = {
         name: value if group_of(name) is Group.BANK else value.detach() for name, value in model.named_parameters()
     }
-    output = functional_call(model, held, (hidden, placement), {"specialize": specialize, "generator": noise})
-    return Rehearsal(
-        loss=cross_entropy(output.logits_BY, batch.labels_B),
-        lacking_M=(~hidden.observed_BM).sum(dim=0).double().cpu(),
-        slots_S=model.bank.users(placement.slots_BM, hidden.observed_BM),
-    )
+    options = {"specialize": specialize, "generator": noise, "fixed_shapes": fixed_shapes}
+    output = functional_call(model, held, (hidden, placement), options)
+    return cross_entropy(output.logits_BY, hidden.labels_B)
 
 
 def hide_modalities(cohort: Cohort, chance: float, generator: torch.Generator) -> Cohort:

@@ -84,6 +84,9 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     accumulation: int = Field(
         default=1, ge=1, description="parts in which the gradient of a batch is computed, to save memory"
     )
+    replay: bool = Field(
+        default=True, description="record a step on a GPU and replay it; encoders then also read absent modalities"
+    )
     modality_dropout: float = Field(
         default=0.0, ge=0, lt=1, description="chance to hide each observed modality from the whole model"
     )

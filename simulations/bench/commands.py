@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flexmoe_core.checkpoint import write_atomic
+from flexmoe_core.devices import choose_device
 from flexmoe_core.settings import MethodSettings, paper
 from flexmoe_core.validation import FrozenModel
 from server.run_store import PUBLIC_MODE
@@ -45,28 +46,32 @@ def step(
     ] = None,
     modalities: Annotated[int, typer.Option(min=1, max=12, help="Tables of 100 features each.")] = 4,
     repetitions: Annotated[int, typer.Option(min=1, help="More are slower and steadier.")] = 15,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda or cuda:1. Repeatable. [default: all kinds]")
+    ] = None,
 ) -> None:
     """A whole training step (forward, losses, backward, optimizer) with the preset `paper`, against two yardsticks.
 
     Reference: the same sizes written plainly, one modality and one expert after the other, a bank of 2^M - 1 rows,
     plain Adam, in the same precision. Floor: the step's multiply-adds at the rate of a large matrix product. All
-    three take turns, and a ratio is the median over turns, so a busy machine slows both of its sides. On a GPU too
-    where there is one.
+    three take turns, and a ratio is the median over turns, so a busy machine slows both of its sides.
     """
     _use_threads(threads)
-    run_step_bench(Console(), paper(), json, batches or list(BATCHES), modalities, repetitions)
+    names = devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    chosen = [choose_device(name) for name in names]
+    run_step_bench(Console(), paper(), json, chosen, batches or BATCHES, modalities, repetitions)
 
 
 def run_step_bench(
     console: Console,
     settings: MethodSettings,
     json: Path | None,
-    batches: list[int],
+    devices: Sequence[torch.device],
+    batches: Sequence[int],
     modalities: int,
     repetitions: int,
 ) -> None:
     """The table, which fits 80 columns, and the file."""
-    devices = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
     machine, steps = this_machine(), 3
     timings: list[StepTiming] = []
     found = time_steps(settings, devices, batches, modalities=modalities, repetitions=repetitions, steps=steps)
@@ -81,7 +86,7 @@ def run_step_bench(
             str(one.batch),
             f"{one.ours_ms:.1f}",
             f"{one.reference_ms:.1f}",
-            f"{one.floor_ms:.1f}",
+            f"{one.floor_ms:.{1 if one.floor_ms >= 1 else 2}f}",
             f"[bold]{one.reference_over_ours:.2f}[/bold]",
             f"[bold]{one.ours_over_floor:.2f}[/bold]",
         )

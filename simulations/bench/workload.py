@@ -17,7 +17,7 @@ from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
 from flexmoe_core.randomness import torch_generator
 from flexmoe_core.settings import MethodSettings
-from flexmoe_core.training import Draws, Steps, autocast
+from flexmoe_core.steps import Draws, Steps, autocast
 from simulations.bench.reference import ReferenceFlexMoe
 
 FEATURES = 100
@@ -73,7 +73,14 @@ def our_step(workload: Workload, settings: MethodSettings, batch: int) -> Step:
     device = workload.cohort.labels_B.device
     hiding, dropping = torch_generator(SEED, "hiding"), torch_generator(SEED, "dropping")
     draws = Draws(hiding, dropping, torch_generator(SEED, "noise", device=device))
-    steps = Steps(build_our_model(workload, settings), workload.table, settings, draws, specialize=True)
+    steps = Steps(
+        build_our_model(workload, settings),
+        workload.table,
+        settings,
+        draws,
+        specialize=True,
+        replayed=batch if device.type == "cuda" else None,
+    )
     placement, next_batch = workload.table.place(workload.cohort.masks_B), workload.batches(batch)
 
     def step() -> None:

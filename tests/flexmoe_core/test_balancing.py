@@ -160,7 +160,7 @@ def test_each_step_moves_a_bias_by_its_rate_and_nothing_else_does(optimizer: str
 @pytest.mark.parametrize("accumulation", [2, 3])
 def test_a_batch_in_parts_moves_a_bias_once(accumulation: int, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
-    monkeypatch.setattr("flexmoe_core.training.adjust_bias", lambda router, counts_2E, rate: seen.append(counts_2E))
+    monkeypatch.setattr("flexmoe_core.steps.adjust_bias", lambda router, counts_2E, rate: seen.append(counts_2E))
     for parts in (1, accumulation):
         train(random_model(TABLE, balancing="bias"), accumulation=parts, batch_size=len(MASKS))
     assert len(seen) == 2

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from flexmoe_core.devices import choose_device
+from flexmoe_core.devices import choose_device, reproducible_convolutions
 from flexmoe_core.errors import InputError
 
 
@@ -24,3 +24,12 @@ def test_what_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, name: str
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match=what):
         choose_device(name)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_convolutions_are_reproducible_for_a_while_only(before: bool) -> None:
+    with torch.backends.cudnn.flags(enabled=True, deterministic=before):
+        with pytest.raises(ZeroDivisionError), reproducible_convolutions():
+            assert torch.backends.cudnn.deterministic
+            _ = 1 / 0
+        assert torch.backends.cudnn.deterministic == before

@@ -5,13 +5,14 @@ Shapes: B patients, M modalities, S bank rows.
 
 import pytest
 import torch
+from torch import Tensor
 
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import RoundPlan, Stage
 from flexmoe_core.groups import Group, group_of, support_of
 from flexmoe_core.model import FlexMoe
-from flexmoe_core.rehearsal import Rehearsal, hide_modalities, rehearse
+from flexmoe_core.rehearsal import CHANCE, hide_modalities, rehearse
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
 from flexmoe_core.training import TrainingResult, train_round
 from tests.flexmoe_core.cohorts import generator, gradients, random_cohort, random_model, snapshot, table_of, tiny
@@ -23,8 +24,9 @@ COMPLETE = [0b111] * 40
 """Nobody lacks anything: the bank would learn nothing without rehearsal."""
 
 
-def rehearsed(model: FlexMoe, cohort: Cohort, table: CombinationTable = TABLE) -> Rehearsal:
-    return rehearse(model, cohort, table, specialize=True, hiding=generator(3), noise=generator(4))
+def rehearsed(model: FlexMoe, cohort: Cohort, table: CombinationTable = TABLE) -> Tensor:
+    hidden = hide_modalities(cohort, CHANCE, generator(3))
+    return rehearse(model, hidden, table.place(hidden.masks_B), specialize=True, noise=generator(4))
 
 
 def train(
@@ -41,7 +43,7 @@ def train(
 
 def test_only_the_bank_has_gradient_from_hidden_modalities() -> None:
     model, cohort = random_model(TABLE, layers=3, dropout=0.5), random_cohort(MASKS, MODALITIES)
-    for name, gradient in gradients(model, rehearsed(model, cohort).loss).items():
+    for name, gradient in gradients(model, rehearsed(model, cohort)).items():
         assert bool(gradient.any()) == (group_of(name) is Group.BANK), name
 
 
@@ -60,11 +62,7 @@ def test_the_loss_is_the_task_loss_of_the_patients_who_hide() -> None:
     hidden = hide_modalities(cohort, 0.5, generator(3))
     output = model(hidden, TABLE.place(hidden.masks_B), specialize=True, generator=generator(4))
     chosen_B = output.logits_BY.softmax(dim=1)[torch.arange(len(cohort)), cohort.labels_B]
-    found = rehearsed(model, cohort)
-    torch.testing.assert_close(found.loss, -chosen_B.log().mean())
-    assert found.lacking_M.tolist() == (~hidden.observed_BM).sum(dim=0).tolist()
-    slots_BM = TABLE.place(hidden.masks_B).slots_BM
-    assert found.slots_S.tolist() == [int((slots_BM == slot).sum()) for slot in range(len(TABLE.slots))]
+    torch.testing.assert_close(rehearsed(model, cohort), -chosen_B.log().mean())
 
 
 def test_the_weight_of_rehearsal_scales_what_the_bank_learns() -> None:
@@ -95,7 +93,7 @@ def test_the_support_of_a_token_is_who_lacked_and_who_hid(monkeypatch: pytest.Mo
         kept.append(hide_modalities(cohort, chance, draws))
         return kept[-1]
 
-    monkeypatch.setattr("flexmoe_core.rehearsal.hide_modalities", record)
+    monkeypatch.setattr("flexmoe_core.steps.hide_modalities", record)
     model, cohort = random_model(TABLE), random_cohort(MASKS, MODALITIES)
     alone = train(model, cohort, 0.0, "adamw", batch_size=5, epochs=epochs).support
     assert not kept
@@ -113,7 +111,7 @@ def test_the_support_of_a_token_is_who_lacked_and_who_hid(monkeypatch: pytest.Mo
 
 
 def test_zero_fill_does_not_rehearse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flexmoe_core.training.rehearse", None)  # rehearsing would be an error
+    monkeypatch.setattr("flexmoe_core.steps.rehearse", None)  # rehearsing would be an error
     ends = []
     for rehearsal in (0.0, 1.0):
         model = random_model(TABLE, bank="zero", dropout=0.5)
@@ -172,15 +170,12 @@ def test_hidden_values_do_not_reach_the_loss() -> None:
         for m, (name, x_BF) in enumerate(cohort.inputs.items())
     }
     found = rehearsed(model, Cohort(unread, cohort.observed_BM, cohort.labels_B))
-    assert torch.equal(found.loss, rehearsed(model, cohort).loss)
+    assert torch.equal(found, rehearsed(model, cohort))
 
 
 def test_nobody_and_patients_without_any_modality_hide_nothing() -> None:
     nobody = random_cohort([], MODALITIES)
     assert hide_modalities(nobody, 0.5, generator()).observed_BM.shape == (0, MODALITIES)
-    found = rehearsed(random_model(TABLE), nobody)
-    assert found.lacking_M.tolist() == [0] * MODALITIES
-    assert found.slots_S.tolist() == [0] * len(TABLE.slots)
     empty = random_cohort([0, 0], MODALITIES)
     assert not hide_modalities(empty, 0.5, generator()).observed_BM.any()
 
@@ -189,5 +184,4 @@ def test_a_table_without_rows_is_rehearsed_by_defaults_alone() -> None:
     table = table_of([], MODALITIES)
     model = random_model(table, **tiny().model_dump())
     found = rehearsed(model, random_cohort(COMPLETE, MODALITIES), table)
-    assert found.slots_S.shape == (0,)
-    assert gradients(model, found.loss)["bank.default"].flatten(1).any(dim=1).all()
+    assert gradients(model, found)["bank.default"].flatten(1).any(dim=1).all()

@@ -9,7 +9,8 @@ from flexmoe_core import experts
 from flexmoe_core.curriculum import RoundPlan, Stage
 from flexmoe_core.experts import ExpertWeights, mix
 from flexmoe_core.settings import LossSettings, MethodSettings, TrainingSettings
-from flexmoe_core.training import Draws, Steps, train_round
+from flexmoe_core.steps import Draws, Steps
+from flexmoe_core.training import train_round
 from tests.flexmoe_core.cohorts import generator, random_cohort, random_model, randomize, table_of, tiny
 
 MODALITIES = 3
@@ -83,22 +84,56 @@ def test_bfloat16_learns_as_well_as_float32() -> None:
     assert half == pytest.approx(single, abs=0.05)
 
 
+GPU = pytest.param(
+    "cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_grouped_products_and_blocks_agree(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_blocks_grouped_products_and_one_wide_layer_agree(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, device: str
+) -> None:
     draws = generator(3)
     module = experts.Experts(4, 16, 24, draws)
     randomize(module)
     x_TD, gates_TK = torch.randn(900, 16, generator=draws), torch.rand(900, 2, generator=draws)
     chosen_TK = torch.rand(900, 4, generator=draws)[:, :3].topk(2, dim=1).indices  # nobody chooses the last expert
     found = []
-    for grouped in (False, True):
+    for wide, grouped in ((False, False), (False, True), (True, False)):
+        monkeypatch.setattr(experts, "prefers_wide", lambda x_TD, weights, wide=wide: wide)
         monkeypatch.setattr(experts, "prefers_grouped", lambda x_RD, grouped=grouped: grouped)
-        leaves = [t.detach().clone().requires_grad_() for t in (x_TD, gates_TK, *module.parameters())]
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-            y_TD = mix(leaves[0], chosen_TK, leaves[1], ExpertWeights(*leaves[2:]), 0.3, generator(9))
+        leaves = [t.detach().to(device).requires_grad_() for t in (x_TD, gates_TK, *module.parameters())]
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y_TD = mix(leaves[0], chosen_TK.to(device), leaves[1], ExpertWeights(*leaves[2:]))
         found.append((y_TD, *torch.autograd.grad(y_TD.float().square().mean(), leaves)))
     tolerance = 1e-5 if dtype == torch.float32 else 5e-2  # of the largest value: sums are rounded in another order
-    for blocks, grouped_one in zip(*found, strict=True):
-        assert blocks.dtype == grouped_one.dtype
-        scale = float(grouped_one.detach().float().abs().max())
-        torch.testing.assert_close(blocks, grouped_one, rtol=0.0, atol=tolerance * scale)
+    for blocks, *others in zip(*found, strict=True):
+        for other in others:
+            assert blocks.dtype == other.dtype
+            scale = float(other.detach().float().abs().max())
+            torch.testing.assert_close(blocks, other, rtol=0.0, atol=tolerance * scale)
+
+
+def test_grouped_products_and_blocks_drop_the_same_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    draws = generator(3)
+    weights = ExpertWeights(*experts.Experts(4, 16, 24, draws).parameters())
+    x_TD, gates_TK = torch.randn(900, 16, generator=draws), torch.rand(900, 2, generator=draws)
+    chosen_TK, found = torch.rand(900, 4, generator=draws).topk(2, dim=1).indices, []
+    for grouped in (False, True):
+        monkeypatch.setattr(experts, "prefers_grouped", lambda x_RD, grouped=grouped: grouped)
+        found.append(mix(x_TD, chosen_TK, gates_TK, weights, 0.3, generator(9)))
+    torch.testing.assert_close(*found)
+
+
+def test_one_wide_layer_drops_at_its_rate_and_keeps_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(experts, "prefers_wide", lambda x_TD, weights: True)
+    # Hidden units of one and outputs that add them up: the mean of what is kept, scaled, is all of them.
+    weights = ExpertWeights(torch.zeros(2, 8, 16), torch.full((2, 16), 9.0), torch.ones(2, 16, 8), torch.zeros(2, 8))
+    x_TD, chosen_TK, gates_TK = torch.zeros(4000, 8), torch.tensor([[0, 1]] * 4000), torch.full((4000, 2), 0.5)
+    y_TD = mix(x_TD, chosen_TK, gates_TK, weights, 0.25, generator(1))
+    kept_TD = y_TD * 0.75 / (9 * 0.5)
+    torch.testing.assert_close(kept_TD, kept_TD.round(), rtol=0, atol=1e-4)
+    assert y_TD.mean() == pytest.approx(9 * 16, rel=0.01)
+    assert torch.equal(mix(x_TD, chosen_TK, gates_TK, weights, 0.25, generator(1)), y_TD)
+    assert mix(x_TD, chosen_TK, gates_TK, weights).eq(9 * 16).all()

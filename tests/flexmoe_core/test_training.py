@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from flexmoe_core import training
+from flexmoe_core import steps, training
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import RoundPlan, Stage
 from flexmoe_core.groups import Group, group_of, shared_parameters, specs_of, support_of
 from flexmoe_core.model import FlexMoe
 from flexmoe_core.randomness import torch_generator
-from flexmoe_core.rehearsal import Rehearsal, hide_modalities, rehearse
+from flexmoe_core.rehearsal import hide_modalities
 from flexmoe_core.settings import CurriculumSettings, LossSettings, MethodSettings, TrainingSettings
-from flexmoe_core.training import TrainingResult, build_optimizer, total, train_round
+from flexmoe_core.steps import build_optimizer, total
+from flexmoe_core.training import TrainingResult, train_round
 from flexmoe_core.update import Update, build_update
 from tests.flexmoe_core.cohorts import TINY, random_cohort, random_model, snapshot, table_of, tiny
 
@@ -302,7 +303,7 @@ def test_with_modality_dropout_who_hides_is_placed_and_counted_as_who_lacks(
         shown.append(hide_modalities(cohort, chance, draws))
         return shown[-1]
 
-    monkeypatch.setattr(training, "hide_modalities", record)
+    monkeypatch.setattr(steps, "hide_modalities", record)
     settings = method(rehearsal=0.0, epochs=2, modality_dropout=0.4)
     support = train(random_model(TABLE), random_cohort(MASKS, MODALITIES), plan, settings).support
     observed_BM, masks_B = (torch.cat([getattr(one, name) for one in shown]) for name in ("observed_BM", "masks_B"))
@@ -321,18 +322,11 @@ def test_with_modality_dropout_who_hides_is_placed_and_counted_as_who_lacks(
 def test_modality_dropout_leaves_order_and_rehearsal_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     rehearsed: list[list[Cohort]] = []
 
-    def record(
-        model: FlexMoe,
-        batch: Cohort,
-        table: CombinationTable,
-        specialize: bool,
-        hiding: torch.Generator,
-        noise: torch.Generator,
-    ) -> Rehearsal:
-        rehearsed[-1].append(batch)
-        return rehearse(model, batch, table, specialize, hiding, noise)
+    def record(model: FlexMoe, hidden: Cohort, *rest: object) -> torch.Tensor:
+        rehearsed[-1].append(hidden)
+        return hidden.inputs["m0"].new_zeros(())
 
-    monkeypatch.setattr(training, "rehearse", record)
+    monkeypatch.setattr(steps, "rehearse", record)
     for chance in (0.0, 0.5):
         rehearsed.append([])
         train(random_model(TABLE), random_cohort(MASKS, MODALITIES), settings=method(modality_dropout=chance))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 
 from flexmoe_core.settings import MethodSettings, ModelSettings, paper
@@ -20,7 +21,7 @@ TINY = MethodSettings(
 
 def test_step_prints_ratios_and_writes_them(tmp_path: Path) -> None:
     console = Console(record=True, width=120)
-    run_step_bench(console, TINY, tmp_path / "step.json", [2], 3, 2)
+    run_step_bench(console, TINY, tmp_path / "step.json", [torch.device("cpu")], [2], 3, 2)
     text = console.export_text()
     assert "reference / ours" in text
     assert "float32" in text and "bfloat16" in text
