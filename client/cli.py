@@ -12,6 +12,7 @@ from rich.table import Table
 
 from client.check import CheckResult, check_site
 from client.coverage import Coverage
+from client.key_commands import keygen
 from client.patients import SPLITS
 from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
 from flexmoe_core.errors import Problem
@@ -27,6 +28,9 @@ app = typer.Typer(
 @app.callback()
 def _commands() -> None:
     """Take part in a federated study. Your patients' data never leave this machine."""
+
+
+app.command()(keygen)
 
 
 @app.command()
