@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from flwr.app import Context
@@ -14,12 +12,8 @@ from server.federation import Federation, RoundObserver
 from server.run_store import RunStore
 
 
-def _silent(row: Mapping[str, Any]) -> None:
-    """Nobody watches."""
-
-
-def build_app(observe: RoundObserver = _silent) -> ServerApp:
-    """A ServerApp that tells every round to ``observe``.
+def build_app(observe: RoundObserver | None = None) -> ServerApp:
+    """A ServerApp that tells every round to ``observe``; without one, the run folder alone keeps what happens.
 
     Run configuration: ``run-folder`` (made by ``RunStore.create``), ``resume``, and ``expected-sites`` to wait for
     (0: as many as the quorum).
@@ -31,7 +25,7 @@ def build_app(observe: RoundObserver = _silent) -> ServerApp:
         torch.set_num_threads(1)
         store = RunStore.open(Path(str(context.run_config["run-folder"])))
         resume, expected = bool(context.run_config["resume"]), int(context.run_config["expected-sites"])
-        Federation(grid, store, resume, expected, observe).run()
+        Federation(grid, store, resume, expected, observe or store.append_event).run()
 
     return server_app
 

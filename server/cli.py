@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flexmoe_core.command_line import run_command_line
+from server.deployment import commands, run_commands
 from server.report.page import write_report
 
 app = typer.Typer(
@@ -21,6 +22,20 @@ app = typer.Typer(
 @app.callback()
 def coordinate() -> None:
     """Coordinate a federation of Flex-MoE."""
+
+
+for command in (
+    commands.init,
+    commands.enroll,
+    commands.revoke,
+    commands.renew,
+    commands.start,
+    run_commands.run,
+    run_commands.resume,
+    run_commands.stop,
+    run_commands.status,
+):
+    app.command()(command)
 
 
 @app.command()

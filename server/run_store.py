@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from flexmoe_core.checkpoint import keep_last, latest_checkpoint, read_checkpoint, write_atomic, write_checkpoint
+from flexmoe_core.enrollment import Roster, read_public_file
 from flexmoe_core.errors import CheckpointError, InputError, Problem
 from flexmoe_core.messages import RunName
 from flexmoe_core.study import Study, load_study
@@ -91,14 +92,39 @@ class RunStore:
             raise CheckpointError(f"{self.folder / 'checkpoint'}: nothing to resume from ({'; '.join(refused)})")
         return None
 
+    def save_roster(self, roster: Roster) -> None:
+        """Keep whose signatures count in this run."""
+        self._write_text("roster.json", roster.model_dump_json(indent=2) + "\n")
+
+    @property
+    def roster(self) -> Roster | None:
+        """Whose signatures count; None where nobody signs, as in simulations."""
+        file = self.folder / "roster.json"
+        return read_public_file(Roster, file) if file.is_file() else None
+
     def append_history(self, row: Mapping[str, Any]) -> None:
         """Add one line to history.jsonl."""
-        with (self.folder / "history.jsonl").open("a") as file:
-            file.write(_line(row))
+        self._append("history.jsonl", row)
 
     def history(self) -> list[dict[str, Any]]:
         """All lines of history.jsonl; a last one that a kill cut short is left out."""
-        file = self.folder / "history.jsonl"
+        return self._rows("history.jsonl")
+
+    def append_event(self, row: Mapping[str, Any]) -> None:
+        """Add to events.jsonl what is no round: who was refused, which checkpoint was passed over."""
+        if "round" not in row:
+            self._append("events.jsonl", row)
+
+    def events(self) -> list[dict[str, Any]]:
+        """All lines of events.jsonl."""
+        return self._rows("events.jsonl")
+
+    def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        with (self.folder / name).open("a") as file:
+            file.write(_line(row))
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / name
         rows: list[dict[str, Any]] = []
         for line in file.read_bytes().splitlines() if file.exists() else []:
             try:

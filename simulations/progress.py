@@ -1,35 +1,12 @@
-"""What the terminal shows of long work: one bar, a step for each round of a federation or each job of many."""
+"""What the terminal shows of many jobs: one bar, a step for each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-
-@contextmanager
-def round_progress(console: Console, rounds: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Gives the observer of a run: each round moves the bar and shows stage, loss and validation."""
-    columns = (
-        TextColumn("[bold]{task.fields[stage]:<10}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[quality]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("rounds", total=rounds, stage="handshake", quality="")
-
-        def observe(row: Mapping[str, Any]) -> None:
-            for trouble in _troubles(row):
-                console.print(trouble, style="yellow", markup=False, highlight=False)
-            if "round" in row:
-                progress.update(task, completed=row["round"], stage=row["stage"], quality=_quality(row))
-
-        yield observe
 
 
 @contextmanager
@@ -44,27 +21,3 @@ def job_progress(console: Console, jobs: int) -> Iterator[Callable[[str], None]]
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("jobs", total=jobs, last="")
         yield lambda name: progress.update(task, advance=1, last=name)
-
-
-def _troubles(row: Mapping[str, Any]) -> list[str]:
-    """Everything in a row that went wrong, a line each."""
-    if "refused_checkpoint" in row:
-        return [f"Passed over a broken checkpoint: {row['refused_checkpoint']}"]
-    if "refused_nodes" in row:
-        return [f"Goes without {node}: {reason}" for node, reason in row["refused_nodes"].items()]
-    reasons = (
-        dict.fromkeys(row["missing"], "no answer before the deadline")
-        | row["failed"]
-        | {site: "; ".join(reasons) for site, reasons in row["dropped"].items()}
-    )
-    return [f"Round {row['round']}: {site}: {reason}" for site, reason in reasons.items()]
-
-
-def _quality(row: Mapping[str, Any]) -> str:
-    losses = list(row["loss"].values())
-    parts = [f"training loss {sum(losses) / len(losses):.3f}"] if losses else []
-    pooled = row["validation"]["pooled"]
-    for name, label in (("auroc", "validation AUROC"), ("accuracy", "accuracy")):
-        if pooled and pooled[name] is not None:
-            parts.append(f"{label} {pooled[name]:.3f}")
-    return "  ".join(parts)

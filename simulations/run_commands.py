@@ -19,7 +19,7 @@ from flexmoe_core.study import load_study
 from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import RunSettings, settings_with
-from simulations.progress import round_progress
+from server.progress import round_progress
 from simulations.runs import Engine, require_quorum, simulate, site_folders
 
 TRAINING_SPLITS = ("train", "validation")

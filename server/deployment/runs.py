@@ -1,0 +1,133 @@
+"""Runs of a real federation: submitted to the SuperLink, followed through their folder, resumed and stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flwr.cli.build import build_fab_from_disk
+
+from flexmoe_core.app_folder import write_app_folder
+from flexmoe_core.checkpoint import write_atomic
+from flexmoe_core.errors import InputError, Problem, RunFailed
+from flexmoe_core.validation import FrozenModel, validate
+from server.deployment.control import FlowerRun, control
+from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
+from server.run_store import RunStore
+from server.settings import RunSettings
+
+SUBMISSION = "submission.json"
+LOOK_S = 1.0
+Observer = Callable[[Mapping[str, Any]], None]
+
+
+class Submission(FrozenModel):
+    """What the SuperLink was given last for a run: Flower's number of it, and the SHA-256 of the code."""
+
+    flower_run: str
+    bundle: str
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A coordinator's folder and the runs in it."""
+
+    folder: CoordinatorFolder
+
+    def create(self, name: str, settings: RunSettings) -> RunStore:
+        """A new run with the folder's study and roster; raises InputError."""
+        members = len(self.folder.roster.active)
+        if settings.federation.quorum > members:
+            what = f"is {settings.federation.quorum}, and {members} hospitals are enrolled"
+            raise InputError([Problem("federation.quorum", "", what, "Enroll more of them, or ask for fewer.")])
+        store = RunStore.create(self.folder.run_folder(name), self.folder.study, settings)
+        store.save_roster(self.folder.roster)
+        return store
+
+    def open(self, name: str | None) -> RunStore:
+        """A run by its name, or the latest; raises InputError where there is none."""
+        if name is not None:
+            return RunStore.open(self.folder.run_folder(name))
+        folders = [file.parent for file in (self.folder.path / "runs").glob("*/run.json")]
+        if not folders:
+            remedy = f"Start one: flexmoe-server run {self.folder.path}"
+            raise InputError([Problem(str(self.folder.path / "runs"), "", "holds no run", remedy)])
+        return RunStore.open(max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime))
+
+    def submit(self, store: RunStore, resume: bool, expected: int) -> Submission:
+        """Hand the run to the SuperLink. Raises RunFailed, and InputError where the run is still going on."""
+        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+            before = submission_of(store)
+            going = before and flower.run(int(before.flower_run))
+            if going and not going.finished:
+                remedy = "Wait for it, or stop it: flexmoe-server stop"
+                raise InputError([Problem(str(store.folder), "", f"is {going.status}", remedy)])
+            bundle = build_bundle()
+            config = {"run-folder": str(store.folder.resolve()), "resume": resume, "expected-sites": expected}
+            run = flower.start_run(bundle, config)
+        submission = Submission(flower_run=str(run), bundle=hashlib.sha256(bundle).hexdigest())
+        text = submission.model_dump_json(indent=2) + "\n"
+        write_atomic(store.folder / SUBMISSION, text.encode(), PUBLIC_MODE)
+        return submission
+
+    def state(self, store: RunStore) -> FlowerRun | None:
+        """What Flower says of a run; None where it does not know it. Raises RunFailed."""
+        submission = submission_of(store)
+        if submission is None:
+            return None
+        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+            return flower.run(int(submission.flower_run))
+
+    def stop(self, store: RunStore) -> bool:
+        """End a run; whether it was going on. It can be resumed. Raises RunFailed."""
+        submission = submission_of(store)
+        if submission is None:
+            return False
+        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+            run = flower.run(int(submission.flower_run))
+            return run is not None and not run.finished and flower.stop_run(run.run_id)
+
+    def follow(self, store: RunStore, observe: Observer, tell: Callable[[str], None]) -> None:
+        """Tell every new event and round until the run has ended. Raises RunFailed unless it was finished in full."""
+        events, rounds, lost = 0, len(store.history()), False
+        while True:
+            try:
+                run, lost = self.state(store), False
+            except RunFailed as error:
+                run = None
+                if not lost:
+                    tell(f"{error} Waiting for it.")
+                lost = True
+            happened, history = store.events(), store.history()
+            for row in (*happened[events:], *history[min(rounds, len(history)) :]):
+                observe(row)
+            events, rounds = len(happened), len(history)
+            if run is not None and run.finished:
+                require_finished(store, run)
+                return
+            time.sleep(LOOK_S)
+
+
+def require_finished(store: RunStore, run: FlowerRun) -> None:
+    """Raise RunFailed unless the run wrote its metrics: Flower calls a run completed that has trained nothing."""
+    if run.status != "finished:completed" or not (store.folder / "metrics.json").is_file():
+        details = run.details or "Flower gives no reason; logs/executor.log may"
+        raise RunFailed(f"{store.folder.name} ended as {run.status}: {details}")
+
+
+def build_bundle() -> bytes:
+    """The code of this installation as Flower hands it out: the same bytes for the same code."""
+    with tempfile.TemporaryDirectory() as scratch:
+        return build_fab_from_disk(write_app_folder(Path(scratch)))
+
+
+def submission_of(store: RunStore) -> Submission | None:
+    """What was submitted last for a run, if anything."""
+    file = store.folder / SUBMISSION
+    return validate(json.loads(file.read_bytes()), Submission, str(file)) if file.is_file() else None
