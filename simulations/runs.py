@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from flwr.app import UserConfigValue
 
+from flexmoe_core.app_folder import write_app_folder
 from flexmoe_core.devices import AUTOMATIC
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import load_study
@@ -16,7 +17,6 @@ from server.app import build_app
 from server.federation import RoundObserver
 from server.run_store import RunStore
 from server.settings import RunSettings
-from simulations.engines.app_folder import write_app_folder
 from simulations.engines.faults import FaultPlan
 from simulations.engines.inprocess import Node, run_inprocess
 from simulations.engines.ray import run_ray

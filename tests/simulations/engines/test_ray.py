@@ -3,13 +3,11 @@ import os
 import subprocess
 import sys
 import tempfile
-import tomllib
 from pathlib import Path
 
 import pytest
 
 from flexmoe_core.errors import RunFailed
-from simulations.engines.app_folder import write_app_folder
 from simulations.engines.process_family import end_family, find_family
 from simulations.engines.ray import SuperLink, run_ray
 
@@ -119,23 +117,6 @@ def test_an_undeclared_key_and_a_lack_of_time_fail_the_run(toy_folder: Path) -> 
 def test_no_federation_without_sites(toy_folder: Path) -> None:
     with pytest.raises(ValueError, match="at least one site"):
         run_ray(toy_folder, {}, 0, timeout_s=1)
-
-
-def test_the_app_folder_is_what_our_own_pyproject_declares(tmp_path: Path) -> None:
-    folder = write_app_folder(tmp_path)
-    assert folder == tmp_path / "flexmoe"
-    written = tomllib.loads((folder / "pyproject.toml").read_text())
-    ours = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert written["tool"]["flwr"] == ours["tool"]["flwr"]
-    copied = {str(path.relative_to(folder)) for path in folder.rglob("*.py")}
-    sources = {
-        str(path.relative_to(ROOT))
-        for package in ("flexmoe_core", "client", "server")
-        for path in (ROOT / package).rglob("*.py")
-    }
-    assert copied == sources
-    with pytest.raises(FileExistsError):
-        write_app_folder(tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="finds processes through /proc")

@@ -13,7 +13,7 @@ PACKAGES = ("flexmoe_core", "client", "server")
 
 
 def write_app_folder(parent: Path) -> Path:
-    """Write ``parent``/flexmoe for `run_ray` from the installed packages, and return it.
+    """Write ``parent``/flexmoe from the installed packages, and return it.
 
     Raises FileExistsError if it is there.
     """
