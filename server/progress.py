@@ -47,6 +47,7 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
 
 
 def quality(row: Mapping[str, Any]) -> str:
+    """Training loss and validation metrics of a round, as far as there are any."""
     losses = list(row["loss"].values())
     parts = [f"training loss {sum(losses) / len(losses):.3f}"] if losses else []
     pooled = row["validation"]["pooled"]

@@ -16,10 +16,10 @@ from flexmoe_core.devices import AUTOMATIC, choose_device
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.settings import DEFAULT_PRESET, PRESETS
 from flexmoe_core.study import load_study
+from server.progress import round_progress
 from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import RunSettings, settings_with
-from server.progress import round_progress
 from simulations.runs import Engine, require_quorum, simulate, site_folders
 
 TRAINING_SPLITS = ("train", "validation")

@@ -32,7 +32,7 @@ def init(
     study: Annotated[Path, typer.Option(help="The study.toml that hospitals are invited to.")],
     names: Annotated[
         list[str],
-        typer.Option("--name", help="Host name or address at which hospitals reach you. Repeatable; they use the first."),
+        typer.Option("--name", help="Name or address at which hospitals reach you. Repeatable; they use the first."),
     ],
     port: Annotated[int, typer.Option(help="Port at which hospitals reach you.")] = 443,
     listen: Annotated[str, typer.Option(help="Address that the proxy listens on.")] = "0.0.0.0",

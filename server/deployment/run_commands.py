@@ -110,7 +110,9 @@ def print_status(console: Console, found: FederationStatus) -> None:
 
 
 def _print_run(console: Console, run: RunStatus) -> None:
-    left = "" if run.seconds_left is None or run.state == "finished" else f", about {_duration(run.seconds_left)} left"
+    left = (
+        "" if run.seconds_left is None or run.state == "finished" else f", about {_duration(run.seconds_left)} left"
+    )
     console.print(f"\nRun          {run.name}: {run.state}", highlight=False)
     console.print(f"Round        {run.round} of {run.rounds}, {run.stage}{left}", highlight=False)
     console.print(f"Last round   {len(run.answered)} answered, {run.quorum} needed", highlight=False)
@@ -120,5 +122,5 @@ def _print_run(console: Console, run: RunStatus) -> None:
 
 
 def _duration(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min" if minutes else "1 min"
+    hours, minutes = divmod(max(round(seconds / 60), 1), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

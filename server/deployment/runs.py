@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flwr.app import UserConfigValue
 from flwr.cli.build import build_fab_from_disk
 
 from flexmoe_core.app_folder import write_app_folder
@@ -69,7 +70,11 @@ class Deployment:
                 remedy = "Wait for it, or stop it: flexmoe-server stop"
                 raise InputError([Problem(str(store.folder), "", f"is {going.status}", remedy)])
             bundle = build_bundle()
-            config = {"run-folder": str(store.folder.resolve()), "resume": resume, "expected-sites": expected}
+            config: dict[str, UserConfigValue] = {
+                "run-folder": str(store.folder.resolve()),
+                "resume": resume,
+                "expected-sites": expected,
+            }
             run = flower.start_run(bundle, config)
         submission = Submission(flower_run=str(run), bundle=hashlib.sha256(bundle).hexdigest())
         text = submission.model_dump_json(indent=2) + "\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sysconfig
+from pathlib import Path
 
 from flexmoe_core.supervision import Service
 from server.deployment.folder import CoordinatorFolder
@@ -65,4 +66,4 @@ def environment(folder: CoordinatorFolder) -> dict[str, str]:
 
 
 def _script(name: str, *arguments: str) -> tuple[str, ...]:
-    return (os.path.join(sysconfig.get_path("scripts"), name), *arguments)
+    return (str(Path(sysconfig.get_path("scripts")) / name), *arguments)

@@ -83,10 +83,9 @@ def _sites(folder: CoordinatorFolder, nodes: Sequence[Node] | None) -> tuple[Sit
     found = []
     for site, member in folder.roster.active.items():
         node = known.get(flower_key(member.node_key))
+        connection = "unknown" if nodes is None else "not registered yet"
         if node is not None:
-            connection = "never connected" if node.status == "registered" else node.status
-        else:
-            connection = "unknown" if nodes is None else "not registered yet"
+            connection = "never connected" if node.status == "registered" else str(node.status)
         found.append(SiteStatus(site=site, connection=connection, since=node.since if node else ""))
     return tuple(found)
 

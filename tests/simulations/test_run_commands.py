@@ -12,8 +12,8 @@ from rich.console import Console
 
 from client.site import Site
 from server.federation import Federation
-from server.run_store import RunStore
 from server.progress import round_progress
+from server.run_store import RunStore
 from simulations.runs import simulate, site_bundle, site_folders
 from tests.simulations.datasets.folders import contents
 from tests.simulations.federations import SITES, tiny_settings, tiny_study
