@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -77,10 +76,10 @@ def test_a_line_says_what_happened_and_when_and_continues_the_one_before(tmp_pat
 
 
 @pytest.mark.parametrize("fact", [b"x", {1: 2}, {"a": object()}, np.zeros(1), KeyError("p1"), Path("x"), {"a"}])
-def test_only_facts_can_be_written(tmp_path: Path, fact: Any) -> None:
+def test_only_facts_can_be_written(tmp_path: Path, fact: object) -> None:
     log = made(tmp_path, 1)
     with pytest.raises(TypeError):
-        log.append("wrong", fact=fact)
+        log.append("wrong", fact=fact)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="JSON"):
         log.append("wrong", fact=float("nan"))
     assert verify(log.path).lines == 1
@@ -277,7 +276,7 @@ Lines = list[bytes]
 
 
 @st.composite
-def damages(draw: st.DrawFn, lines: Lines) -> bytes:
+def damages(draw: st.DrawFn, lines: Lines) -> bytes:  # noqa: PLR0911
     """The record after one change, removal, swap, copy or truncation of it."""
     data = b"".join(lines)
     one, other = draw(st.lists(st.integers(0, len(lines) - 1), min_size=2, max_size=2, unique=True))
