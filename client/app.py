@@ -1,8 +1,11 @@
 """The Flower ClientApp of a hospital: unpack a message, let the site answer, pack its answer.
 
+Every answer is in the site's audit record before it leaves.
+
 Node configuration: ``site`` (folder with site.toml), ``state`` (folder for the site's own files), ``device``
-(auto, cpu, cuda, cuda:1, ...). In a simulation that only numbers its nodes, the run configuration's
-``study-folder`` and ``run-folder`` stand in for the first two.
+(auto, cpu, cuda, cuda:1, ...), ``audit-fsync`` (false in simulations alone: they need not survive a power cut). In a
+simulation that only numbers its nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the
+first two.
 """
 
 from __future__ import annotations
@@ -14,11 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Context, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.record import Question, SiteRecord
 from client.site import Site
+from flexmoe_core.attachments import RECORD, Attachments
 from flexmoe_core.devices import AUTOMATIC, choose_device
+from flexmoe_core.errors import AuditError
 
 LOG_FILE = "site.log"
 
@@ -32,40 +38,51 @@ class SiteFailure(Exception):
 @app.query("handshake")
 def handshake(message: Message, context: Context) -> Message:
     """Announce what this hospital has."""
-    return _answer(message, context, Site.handshake)
+    return _answer(message, context, "handshake", Site.handshake)
 
 
 @app.train()
 def train(message: Message, context: Context) -> Message:
     """Train one round."""
-    return _answer(message, context, Site.train)
+    return _answer(message, context, "train", Site.train)
 
 
 @app.evaluate()
 def finish(message: Message, context: Context) -> Message:
     """Score the final model and keep it."""
-    return _answer(message, context, Site.finish)
+    return _answer(message, context, "finish", Site.finish)
 
 
-def _answer(message: Message, context: Context, answer: Callable[[Site, bytes], bytes]) -> Message:
+def _answer(
+    message: Message, context: Context, question: Question, answer: Callable[[Site, bytes], bytes]
+) -> Message:
     # One thread: sums then have one order, and a site's bits do not depend on its number of cores.
     torch.set_num_threads(1)
+    record, request = None, None
     try:
-        site = _site(context)
+        folder, state = _folders(context)
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        record = SiteRecord(state, durable=bool(context.node_config.get("audit-fsync", True)))
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
+        site = Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
+        stored = record.stored_answer(request)
         payload = answer(site, request)
+        beside = Attachments(audit_head=record.answered(question, request, payload, stored))
     except Exception as error:
         error_id = secrets.token_hex(4)
         _log(context, error_id, error)
+        try:
+            if record is not None:
+                record.failed(question, request, error_id)
+        except AuditError as unrecorded:
+            _log(context, error_id, unrecorded)
         raise SiteFailure(f"the site could not answer; its log has the details under {error_id}") from None
+    return Message(_pack(payload, beside), reply_to=message)
+
+
+def _pack(payload: bytes, beside: Attachments) -> RecordDict:
     array = Array.from_numpy_ndarray(np.frombuffer(payload, dtype=np.uint8))
-    return Message(RecordDict({"payload": ArrayRecord({"bytes": array})}), reply_to=message)
-
-
-def _site(context: Context) -> Site:
-    folder, state = _folders(context)
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
+    return RecordDict({"payload": ArrayRecord({"bytes": array}), RECORD: ConfigRecord(dict(beside.to_values()))})
 
 
 def _folders(context: Context) -> tuple[Path, Path]:

@@ -14,6 +14,7 @@ import numpy as np
 from flexmoe_core.checkpoint import keep_last, latest_checkpoint, write_atomic, write_checkpoint
 
 LOCAL_PREFIX = "local-"
+ANSWER_FILE = "answer.bin"
 SEAL_BYTES = 64
 KEPT_ROUNDS = 3  # of the coordinator's two checkpoints, and of the round under way
 
@@ -32,11 +33,11 @@ class RunState:
             return None
         stored = file.read_bytes()
         answer = stored[SEAL_BYTES:]
-        return answer if stored[:SEAL_BYTES] == _seal(request, answer) else None
+        return answer if stored[:SEAL_BYTES] == seal(request, answer) else None
 
     def store_answer(self, request: bytes, answer: bytes) -> None:
         """Remember the answer, in place of the previous one."""
-        write_atomic(self._answer_file, _seal(request, answer) + answer)
+        write_atomic(self._answer_file, seal(request, answer) + answer)
 
     def local_before(self, round_number: int) -> dict[str, np.ndarray]:
         """Local parameters as they were before the given round; empty for a site that has not trained yet.
@@ -56,8 +57,18 @@ class RunState:
 
     @property
     def _answer_file(self) -> Path:
-        return self.folder / "answer.bin"
+        return self.folder / ANSWER_FILE
 
 
-def _seal(request: bytes, answer: bytes) -> bytes:
+def seal(request: bytes, answer: bytes) -> bytes:
+    """What names a request and its answer."""
     return hashlib.sha256(request).digest() + hashlib.sha256(answer).digest()
+
+
+def stored_seal(folder: Path, run: str) -> bytes:
+    """The seal of the answer that a run's state holds, whole or not; empty where it holds none."""
+    file = folder / run / ANSWER_FILE
+    if not file.exists():
+        return b""
+    with file.open("rb") as stored:
+        return stored.read(SEAL_BYTES)

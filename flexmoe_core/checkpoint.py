@@ -27,10 +27,11 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
     """Write a file that other processes, and the disk after a power cut, see whole or not at all.
 
     The temporary file is in the same folder, private until its ``mode`` is set; an existing file is replaced.
+    Without ``durable`` nothing is promised of a power cut.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -38,20 +39,29 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            os.fsync(file.fileno())
+            if durable:
+                os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    if durable:
+        sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make names that were given in the folder survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(folder)  # the rename itself must survive a power cut
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)
 
 
-def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> None:
+def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapping[str, Any]) -> str:
     """Write ``<path>.safetensors``, then ``<path>.json`` with the facts and the hash of the first.
+
+    Gives the SHA-256 of the second, which seals both.
 
     ``path`` carries no suffix. Equal content gives equal bytes, whatever the order of the mappings. A kill at
     any point leaves a pair that reads as it was written or is refused. Raises ``ValueError`` or ``TypeError``
@@ -67,6 +77,7 @@ def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], facts: Mapp
     sealed = f"{text}\n".encode()
     write_atomic(_tensors_file(path), tensors)
     write_atomic(_facts_file(path), sealed)
+    return hashlib.sha256(sealed).hexdigest()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:

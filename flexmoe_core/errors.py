@@ -49,3 +49,7 @@ class MessageError(FlexMoeError):
 
 class RunFailed(FlexMoeError):
     """A federation ended without the result that was asked for."""
+
+
+class AuditError(FlexMoeError):
+    """The audit record cannot be written, so that what was to be recorded must not happen."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, Message, RecordDict
 from flwr.serverapp import Grid
+
+from flexmoe_core.attachments import RECORD, Attachments
+from flexmoe_core.errors import MessageError
 
 LONGEST_REASON = 200
 Question = Literal["query.handshake", "train", "evaluate"]
@@ -16,13 +19,17 @@ Question = Literal["query.handshake", "train", "evaluate"]
 
 @dataclass(frozen=True)
 class Answers:
-    """What came back, by the name that was asked: payloads, failures in words, and the silent ones."""
+    """What came back, by the name that was asked: payloads, failures in words, and the silent ones.
+
+    ``beside`` is what stood beside each payload.
+    """
 
     payloads: dict[str, bytes]
     failed: dict[str, str]
     missing: tuple[str, ...]
     bytes_up: int
     bytes_down: int
+    beside: dict[str, Attachments] = field(default_factory=dict)
 
 
 def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes, deadline_s: float) -> Answers:
@@ -36,6 +43,7 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
     # An error reply for a lost node names the SuperLink as its source: the message it replies to is what counts.
     asked = {message.metadata.message_id: name for name, message in messages.items()}
     payloads: dict[str, bytes] = {}
+    beside: dict[str, Attachments] = {}
     failed: dict[str, str] = {}
     for reply in replies:
         name = asked.pop(reply.metadata.reply_to_message_id, None)
@@ -45,7 +53,9 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
             failed[name] = f"error {reply.error.code}: {in_short(reply.error.reason or 'no reason given')}"
             continue
         try:
-            payloads[name] = _unpack(reply.content)
+            payloads[name], beside[name] = _unpack(reply.content)
+        except MessageError as error:
+            failed[name] = str(error)
         except Exception:  # numpy's reader fails in many ways on bytes that are no array
             failed[name] = "the reply holds no payload"
     return Answers(
@@ -54,6 +64,7 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
         missing=tuple(sorted(asked.values())),
         bytes_up=sum(map(len, payloads.values())),
         bytes_down=len(payload) * len(messages),
+        beside=beside,
     )
 
 
@@ -68,8 +79,9 @@ def _pack(payload: bytes) -> RecordDict:
     return RecordDict({"payload": ArrayRecord({"bytes": array})})
 
 
-def _unpack(content: RecordDict) -> bytes:
+def _unpack(content: RecordDict) -> tuple[bytes, Attachments]:
     values = content.array_records["payload"]["bytes"].numpy()
     if values.dtype != np.uint8:
         raise TypeError("the payload is not bytes")
-    return values.tobytes()
+    beside = Attachments.from_values(content.config_records[RECORD]) if RECORD in content else Attachments()
+    return values.tobytes(), beside

@@ -23,6 +23,7 @@ from server.conversation import ask
 from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
 from server.metrics import Results, metrics_of, read_finish
+from server.record import RunRecord
 from server.replies import read_train_replies
 from server.run_store import RunStore
 
@@ -53,6 +54,7 @@ class Federation:
     ) -> None:
         self._grid, self._store, self._resume, self._observe = grid, store, resume, observe
         self._expected_sites = expected_sites
+        self._record = RunRecord(store)
         self._settings = store.settings
         federation = self._settings.federation
         self._terms = Terms(
@@ -67,10 +69,16 @@ class Federation:
         self._early_stop = EarlyStop(federation.early_stop)
 
     def run(self) -> None:
-        """Raises RunFailed without a quorum, or when too few rounds were aggregated."""
+        """Raises RunFailed without a quorum, or when too few rounds were aggregated, AuditError when the record fails."""
+        with self._record.of_run(self._resume):
+            self._run()
+
+    def _run(self) -> None:
         started = time.monotonic()
         federation = self._settings.federation
-        sites = shake_hands(self._grid, self._terms, federation.quorum, self._expected_sites, federation.deadline_s)
+        sites = shake_hands(
+            self._grid, self._terms, federation.quorum, self._expected_sites, federation.deadline_s, self._record
+        )
         if sites.refused:
             self._observe({"refused_nodes": sites.refused})
         progress = self._start(sites)
@@ -135,8 +143,11 @@ class Federation:
         started = time.monotonic()
         federation, number = self._settings.federation, progress.round + 1
         request = TrainRequest(terms=self._terms, table=self._table, round=number)
-        answers = ask(self._grid, sites.nodes, "train", encode(request, progress.state), federation.deadline_s)
+        payload = encode(request, progress.state)
+        self._record.asked("train", sites.nodes, payload, number, request.attempt)
+        answers = ask(self._grid, sites.nodes, "train", payload, federation.deadline_s)
         replies = read_train_replies(answers.payloads, request, self._specs, federation.limits)
+        self._record.answered("train", answers, replies.dropped, number, request.attempt)
         aggregated = len(replies.updates) >= federation.quorum
         refused_rows: dict[str, tuple[int, ...]] = {}
         if aggregated:
@@ -188,7 +199,7 @@ class Federation:
             "early_stop": self._early_stop.state(),
             "history": progress.history,
         }
-        self._store.save_round(progress.round, arrays, facts)
+        self._record.checkpoint(progress.round, self._store.save_round(progress.round, arrays, facts))
 
     def _require_enough(self, aggregated: int, rounds: int) -> None:
         needed = math.ceil(self._settings.federation.min_aggregated * rounds)
@@ -202,9 +213,12 @@ class Federation:
         federation = self._settings.federation
         final = self._average.mean()
         request = FinishRequest(terms=self._terms, table=self._table, round=progress.round)
-        answers = ask(self._grid, sites.nodes, "evaluate", encode(request, final), federation.deadline_s)
+        payload = encode(request, final)
+        self._record.asked("finish", sites.nodes, payload, progress.round)
+        answers = ask(self._grid, sites.nodes, "evaluate", payload, federation.deadline_s)
         absent = dict.fromkeys(progress.absent(sites), "not there when the run was resumed")
         results = read_finish(answers, sites.refused | absent, self._terms, progress.round)
+        self._record.answered("finish", answers, results.missing, progress.round)
         if len(results.test) < federation.quorum:
             raise RunFailed(f"only {len(results.test)} of {federation.quorum} needed sites scored the final model")
         return results

@@ -13,6 +13,7 @@ from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError, RunFailed
 from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
 from server.conversation import Answers, ask, in_short
+from server.record import HANDSHAKE, RunRecord
 
 POLL_S = 1.0
 
@@ -47,6 +48,7 @@ def shake_hands(
     quorum: int,
     expected: int,
     deadline_s: float,
+    record: RunRecord,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Participants:
     """Wait for the expected sites, ask everybody online once, and raise RunFailed without a quorum of answers.
@@ -61,8 +63,11 @@ def shake_hands(
             raise RunFailed(f"{online} sites came online within {deadline_s:g} s, {quorum} are needed")
         sleep(POLL_S)
     nodes = {f"node {node}": node for node in grid.get_node_ids()}
-    answers = ask(grid, nodes, "query.handshake", encode(HandshakeRequest(terms=terms)), deadline_s)
+    request = encode(HandshakeRequest(terms=terms))
+    record.asked(HANDSHAKE, nodes, request)
+    answers = ask(grid, nodes, "query.handshake", request, deadline_s)
     participants = _admit(answers, nodes, terms)
+    record.answered(HANDSHAKE, answers, participants.refused, nodes=participants.nodes)
     if len(participants.nodes) < quorum:
         reasons = "; ".join(f"{node}: {why}" for node, why in sorted(participants.refused.items()))
         raise RunFailed(f"{len(participants.nodes)} of {quorum} needed sites answered the handshake. {reasons}")

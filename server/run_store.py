@@ -1,11 +1,12 @@
-"""A run's folder: config.toml, study.toml, checkpoint/, history.jsonl, results, metrics.json.
+"""A run's folder: config.toml, study.toml, checkpoint/, history.jsonl, audit.jsonl, results, metrics.json.
 
-Everything that a fresh machine needs to resume is here. Writes are atomic; times stand in the history only, so that
-equal runs have equal checkpoints.
+Everything that a fresh machine needs to resume is here. Writes are atomic; times stand in the history and in the
+audit record only, so that equal runs have equal checkpoints.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
 from collections.abc import Mapping
@@ -31,10 +32,13 @@ class _RunFile(FrozenModel):
 
 
 class RunStore:
-    """Reads and writes one run's folder; the coordinator is its only writer."""
+    """Reads and writes one run's folder; the coordinator is its only writer.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    ``durable`` says whether each line of the audit record must survive a power cut.
+    """
+
+    def __init__(self, folder: Path, durable: bool = True) -> None:
+        self.folder, self.durable = folder, durable
 
     @classmethod
     def create(cls, folder: Path, study: Study, settings: RunSettings) -> RunStore:
@@ -75,10 +79,15 @@ class RunStore:
         """The settings that the run was started with."""
         return load_settings(self.folder / "config.toml")
 
-    def save_round(self, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
-        """Write the checkpoint of a round, and keep it and the one before."""
-        write_checkpoint(self.folder / "checkpoint" / f"round-{number:05d}", arrays, facts)
+    def save_round(self, number: int, arrays: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> str:
+        """Write the checkpoint of a round, keep it and the one before, and give the SHA-256 that seals it."""
+        digest = write_checkpoint(self.folder / "checkpoint" / f"round-{number:05d}", arrays, facts)
         keep_last(self.folder / "checkpoint", KEPT_CHECKPOINTS)
+        return digest
+
+    def digest(self, name: str) -> str:
+        """SHA-256 of a file of the run."""
+        return hashlib.sha256((self.folder / name).read_bytes()).hexdigest()
 
     def last_round(self) -> tuple[dict[str, np.ndarray], dict[str, Any], list[str]] | None:
         """Arrays and facts of the newest readable checkpoint, and in words why newer ones were refused.

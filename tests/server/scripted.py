@@ -22,6 +22,7 @@ from flexmoe_core.naming import with_prefix
 from flexmoe_core.scores import Scores
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.study import Label, Study
+from server.record import RunRecord
 
 MODALITIES = ("history", "labs")
 STUDY = Study(
@@ -99,6 +100,19 @@ def says(payload: bytes) -> Answer:
 
 def silent(message: Message) -> None:
     """No answer before the deadline."""
+
+
+class Unrecorded(RunRecord):
+    """For tests of what is asked alone."""
+
+    def __init__(self) -> None:
+        """No run folder is needed."""
+
+    def asked(self, *_: object, **__: object) -> None:
+        """Write nothing."""
+
+    def answered(self, *_: object, **__: object) -> None:
+        """Write nothing."""
 
 
 class ScriptedGrid(Grid):

@@ -5,11 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, ConfigRecordValues, Error, Message, RecordDict
 from flwr.server.superlink.linkstate.utils import create_message_error_unavailable_res_message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexmoe_core.attachments import RECORD, Attachments
+from flexmoe_core.audit_line import Head
 from server.conversation import Answers, ask, in_short
 from tests.server.scripted import Answer, ScriptedGrid, packed, says, silent
 
@@ -28,7 +30,8 @@ def holding(content: RecordDict) -> Answer:
 def test_everybody_gets_the_question_and_is_heard() -> None:
     grid = ScriptedGrid({NORTH: says(b"yes"), SOUTH: says(b"")})
     answers = ask(grid, NODES, "evaluate", b"question", deadline_s=7.0)
-    assert answers == Answers({"north": b"yes", "south": b""}, {}, (), bytes_up=3, bytes_down=16)
+    nothing = {"north": Attachments(), "south": Attachments()}
+    assert answers == Answers({"north": b"yes", "south": b""}, {}, (), bytes_up=3, bytes_down=16, beside=nothing)
     assert [message.metadata.dst_node_id for message in grid.asked] == [NORTH, SOUTH]
     assert all(message.content == packed(b"question") for message in grid.asked)
     assert {(m.metadata.message_type, m.metadata.ttl) for m in grid.asked} == {("evaluate", 7.0)}
@@ -73,6 +76,39 @@ def test_a_reply_without_payload_is_a_failure_of_its_site_alone(content: RecordD
     assert answers.payloads == {"south": b"yes"}
     assert answers.failed == {"north": "the reply holds no payload"}
     assert answers.missing == ()
+
+
+def beside(values: dict[str, ConfigRecordValues]) -> RecordDict:
+    content = packed(b"yes")
+    content[RECORD] = ConfigRecord(values)
+    return content
+
+
+def test_what_travels_beside_a_payload_is_given_and_no_part_of_it() -> None:
+    attached = Attachments(audit_head=Head(7, "ab" * 32))
+    answers = asked(holding(beside(dict(attached.to_values()))), holding(beside({})))
+    assert answers.payloads == {"north": b"yes", "south": b"yes"}
+    assert answers.beside == {"north": attached, "south": Attachments()}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"audit-count": 1},
+        {"audit-count": -1, "audit-hash": "ab" * 32},
+        {"audit-count": 1, "audit-hash": "AB" * 32},
+        {"audit-count": True, "audit-hash": "ab" * 32},
+        {"audit-count": "1", "audit-hash": "ab" * 32},
+        {"audit-count": 1, "audit-hash": "ab" * 32, "more": "text"},
+        {"more": "text"},
+    ],
+)
+def test_something_unknown_beside_a_payload_is_a_failure_of_its_site_alone(
+    values: dict[str, ConfigRecordValues],
+) -> None:
+    answers = asked(holding(beside(values)), says(b"yes"))
+    assert answers.payloads == {"south": b"yes"}
+    assert answers.failed["north"].startswith("beside the payload is ")
 
 
 @settings(max_examples=50, deadline=None)
