@@ -3,9 +3,9 @@
 Every answer is in the site's audit record before it leaves.
 
 Node configuration: ``site`` (folder with site.toml), ``state`` (folder for the site's own files), ``device``
-(auto, cpu, cuda, cuda:1, ...), ``audit-fsync`` (false in simulations alone: they need not survive a power cut). In a
-simulation that only numbers its nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the
-first two.
+(auto, cpu, cuda, cuda:1, ...), ``identity`` (file of the key that signs answers; without it they are unsigned),
+``audit-fsync`` (false in simulations alone: they need not survive a power cut). In a simulation that only numbers its
+nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the first two.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
 from flexmoe_core.devices import AUTOMATIC, choose_device
 from flexmoe_core.errors import AuditError
+from flexmoe_core.signatures import Statement, digest_of, read_identity_key
 
 LOG_FILE = "site.log"
 
@@ -68,6 +70,10 @@ def _answer(
         stored = record.stored_answer(request)
         payload = answer(site, request)
         beside = Attachments(audit_head=record.answered(question, request, payload, stored))
+        if "identity" in context.node_config:
+            key = read_identity_key(Path(str(context.node_config["identity"])))
+            said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)
+            beside = replace(beside, signature=said.sign(key))
     except Exception as error:
         error_id = secrets.token_hex(4)
         _log(context, error_id, error)

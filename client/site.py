@@ -17,6 +17,7 @@ import torch
 from client.bundle import BundleFacts, write_bundle
 from client.cache import load_site
 from client.coverage import announced_combinations, observed_patients
+from client.manifest import read_manifest
 from client.prediction import Predictor
 from client.site_data import SiteData
 from client.state import RunState
@@ -52,6 +53,11 @@ class Site:
     folder: Path
     state: Path
     device: torch.device
+
+    @property
+    def name(self) -> str:
+        """As its site.toml has it. Raises InputError."""
+        return read_manifest(self.folder).site.name
 
     def handshake(self, request_bytes: bytes) -> bytes:
         """Announce combinations and modalities of at least ``min_cell`` training patients."""

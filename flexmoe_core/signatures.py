@@ -26,7 +26,7 @@ def digest_of(data: bytes) -> Digest:
 
 @dataclass(frozen=True)
 class Statement:
-    """``site`` answered ``reply`` to ``request``, a question of that kind.
+    """``site`` answered ``reply`` to ``request``, a question of that kind; its audit record ended with ``record``.
 
     The request names run, round and attempt, so an answer to another of them, or of another site, does not pass.
     """
@@ -35,6 +35,7 @@ class Statement:
     question: str
     request: Digest
     reply: Digest
+    record: str
 
     def sign(self, key: Ed25519PrivateKey) -> bytes:
         """64 bytes."""

@@ -22,6 +22,7 @@ from server.averaging import RoundAverage
 from server.conversation import ask
 from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
+from server.identities import Identities
 from server.metrics import Results, metrics_of, read_finish
 from server.record import RunRecord
 from server.replies import read_train_replies
@@ -55,6 +56,7 @@ class Federation:
         self._grid, self._store, self._resume, self._observe = grid, store, resume, observe
         self._expected_sites = expected_sites
         self._record = RunRecord(store)
+        self._identities = Identities(store.roster)
         self._settings = store.settings
         federation = self._settings.federation
         self._terms = Terms(
@@ -69,7 +71,7 @@ class Federation:
         self._early_stop = EarlyStop(federation.early_stop)
 
     def run(self) -> None:
-        """Raises RunFailed without a quorum, or when too few rounds were aggregated, AuditError when the record fails."""
+        """Raises RunFailed without a quorum or with too few rounds, and AuditError when the record cannot be kept."""
         with self._record.of_run(self._resume):
             self._run()
 
@@ -77,7 +79,13 @@ class Federation:
         started = time.monotonic()
         federation = self._settings.federation
         sites = shake_hands(
-            self._grid, self._terms, federation.quorum, self._expected_sites, federation.deadline_s, self._record
+            self._grid,
+            self._terms,
+            federation.quorum,
+            self._expected_sites,
+            federation.deadline_s,
+            self._record,
+            self._identities,
         )
         if sites.refused:
             self._observe({"refused_nodes": sites.refused})
@@ -146,6 +154,7 @@ class Federation:
         payload = encode(request, progress.state)
         self._record.asked("train", sites.nodes, payload, number, request.attempt)
         answers = ask(self._grid, sites.nodes, "train", payload, federation.deadline_s)
+        answers = self._identities.checked("train", payload, answers)
         replies = read_train_replies(answers.payloads, request, self._specs, federation.limits)
         self._record.answered("train", answers, replies.dropped, number, request.attempt)
         aggregated = len(replies.updates) >= federation.quorum
@@ -216,6 +225,7 @@ class Federation:
         payload = encode(request, final)
         self._record.asked("finish", sites.nodes, payload, progress.round)
         answers = ask(self._grid, sites.nodes, "evaluate", payload, federation.deadline_s)
+        answers = self._identities.checked("finish", payload, answers)
         absent = dict.fromkeys(progress.absent(sites), "not there when the run was resumed")
         results = read_finish(answers, sites.refused | absent, self._terms, progress.round)
         self._record.answered("finish", answers, results.missing, progress.round)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from flwr.serverapp import Grid
 
+from flexmoe_core.attachments import Attachments
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError, RunFailed
 from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
 from server.conversation import Answers, ask, in_short
+from server.identities import Identities
 from server.record import HANDSHAKE, RunRecord
 
 POLL_S = 1.0
@@ -49,6 +52,7 @@ def shake_hands(
     expected: int,
     deadline_s: float,
     record: RunRecord,
+    identities: Identities,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Participants:
     """Wait for the expected sites, ask everybody online once, and raise RunFailed without a quorum of answers.
@@ -66,7 +70,9 @@ def shake_hands(
     request = encode(HandshakeRequest(terms=terms))
     record.asked(HANDSHAKE, nodes, request)
     answers = ask(grid, nodes, "query.handshake", request, deadline_s)
-    participants = _admit(answers, nodes, terms)
+    admit = partial(identities.objection, HANDSHAKE, request)
+    names = _names(grid) if identities.known else {}
+    participants = _admit(answers, nodes, names, terms, admit)
     record.answered(HANDSHAKE, answers, participants.refused, nodes=participants.nodes)
     if len(participants.nodes) < quorum:
         reasons = "; ".join(f"{node}: {why}" for node, why in sorted(participants.refused.items()))
@@ -74,7 +80,18 @@ def shake_hands(
     return participants
 
 
-def _admit(answers: Answers, nodes: Mapping[str, int], terms: Terms) -> Participants:
+def _names(grid: Grid) -> dict[int, str]:
+    """The names under which nodes were registered."""
+    return {node.node_id: node.name for node in grid.get_nodes() if node.name}
+
+
+def _admit(
+    answers: Answers,
+    nodes: Mapping[str, int],
+    names: Mapping[int, str],
+    terms: Terms,
+    object_to: Callable[[str, bytes, Attachments], str | None],
+) -> Participants:
     admitted: dict[str, int] = {}
     replies: dict[str, HandshakeReply] = {}
     refused = dict(answers.failed) | dict.fromkeys(answers.missing, "no answer")
@@ -84,11 +101,14 @@ def _admit(answers: Answers, nodes: Mapping[str, int], terms: Terms) -> Particip
         except MessageError as error:
             refused[node] = in_short(str(error))
             continue
-        objection = _objection_to(reply, terms)
-        if reply.site in admitted:
-            refused[node] = f"a second site calls itself {reply.site}"
+        objection = object_to(reply.site, payload, answers.beside[node]) or _objection_to(reply, terms)
+        registered = names.get(nodes[node], reply.site)
+        if registered != reply.site:
+            refused[node] = f"the node of {in_short(registered)} calls itself {reply.site}"
         elif objection:
             refused[node] = f"{reply.site} {objection}"
+        elif reply.site in admitted:
+            refused[node] = f"a second site calls itself {reply.site}"
         else:
             admitted[reply.site], replies[reply.site] = nodes[node], reply
     return Participants(admitted, replies, refused)

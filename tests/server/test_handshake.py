@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from flexmoe_core.errors import RunFailed
 from server.handshake import Participants, shake_hands
+from server.identities import Identities
 from tests.server.scripted import (
     METHOD,
     STUDY,
@@ -19,7 +20,7 @@ from tests.server.scripted import (
     silent,
 )
 
-TERMS = make_terms()
+TERMS, UNSIGNED = make_terms(), Identities(None)
 
 
 def no_sleep(seconds: float) -> None:
@@ -28,7 +29,16 @@ def no_sleep(seconds: float) -> None:
 
 def shaken(*answers: Answer, quorum: int = 1) -> Participants:
     grid = ScriptedGrid(dict(enumerate(answers, start=11)))
-    return shake_hands(grid, TERMS, quorum, len(answers), deadline_s=1.0, record=Unrecorded(), sleep=no_sleep)
+    return shake_hands(
+        grid,
+        TERMS,
+        quorum,
+        len(answers),
+        deadline_s=1.0,
+        record=Unrecorded(),
+        identities=UNSIGNED,
+        sleep=no_sleep,
+    )
 
 
 def test_who_answers_takes_part_under_its_own_name() -> None:
@@ -104,7 +114,14 @@ def test_the_expected_sites_are_waited_for() -> None:
     grid = ScriptedGrid(sites, online=[[], [11], [11], [11, 12]])
     slept: list[float] = []
     participants = shake_hands(
-        grid, TERMS, quorum=1, expected=2, deadline_s=1e6, record=Unrecorded(), sleep=slept.append
+        grid,
+        TERMS,
+        quorum=1,
+        expected=2,
+        deadline_s=1e6,
+        record=Unrecorded(),
+        identities=UNSIGNED,
+        sleep=slept.append,
     )
     assert set(participants.nodes) == {"north", "south"}
     assert len(slept) == 3
@@ -113,14 +130,32 @@ def test_the_expected_sites_are_waited_for() -> None:
 def test_a_quorum_begins_when_the_deadline_has_passed() -> None:
     grid = ScriptedGrid({11: says(handshake_reply("north"))}, online=[[11]])
     assert set(
-        shake_hands(grid, TERMS, 1, expected=5, deadline_s=0.0, record=Unrecorded(), sleep=no_sleep).nodes
+        shake_hands(
+            grid,
+            TERMS,
+            1,
+            expected=5,
+            deadline_s=0.0,
+            record=Unrecorded(),
+            identities=UNSIGNED,
+            sleep=no_sleep,
+        ).nodes
     ) == {"north"}
 
 
 def test_less_than_a_quorum_fails_when_the_deadline_has_passed() -> None:
     grid = ScriptedGrid({11: says(handshake_reply("north"))}, online=[[11]])
     with pytest.raises(RunFailed, match="1 sites came online within 0 s, 2 are needed"):
-        shake_hands(grid, TERMS, quorum=2, expected=2, deadline_s=0.0, record=Unrecorded(), sleep=no_sleep)
+        shake_hands(
+            grid,
+            TERMS,
+            quorum=2,
+            expected=2,
+            deadline_s=0.0,
+            record=Unrecorded(),
+            identities=UNSIGNED,
+            sleep=no_sleep,
+        )
     assert grid.asked == []
 
 
