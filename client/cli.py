@@ -13,6 +13,7 @@ from rich.table import Table
 from client.check import CheckResult, check_site
 from client.coverage import Coverage
 from client.key_commands import keygen
+from client.node_commands import add_node_commands
 from client.patients import SPLITS
 from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
 from flexmoe_core.errors import Problem
@@ -99,6 +100,9 @@ def _modality_table(study: Study, counts: Mapping[str, Coverage]) -> Table:
     for name in study.modality_names:
         table.add_row(name, *(str(counts[split].modalities[name]) for split in SPLITS))
     return table
+
+
+add_node_commands(app)
 
 
 def main() -> None:

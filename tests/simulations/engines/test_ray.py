@@ -11,8 +11,6 @@ from flexmoe_core.errors import RunFailed
 from simulations.engines.process_family import end_family, find_family
 from simulations.engines.ray import SuperLink, run_ray
 
-ROOT = Path(__file__).parents[3]
-
 PYPROJECT = """
 [project]
 name = "toy"
