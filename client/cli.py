@@ -13,6 +13,7 @@ from rich.table import Table
 from client.check import CheckResult, check_site
 from client.coverage import Coverage
 from client.patients import SPLITS
+from client.predict_command import predict
 from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
 from flexmoe_core.errors import Problem
 from flexmoe_core.study import Study
@@ -56,6 +57,9 @@ def check(
         print_problems(result.problems)
         raise typer.Exit(WRONG_INPUT)
     print_coverage(result, min_cell)
+
+
+app.command()(predict)
 
 
 def print_problems(problems: tuple[Problem, ...]) -> None:
