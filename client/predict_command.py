@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from client.bundle import Bundle, read_bundle
+from client.bundle import STEM, Bundle, read_bundle
 from client.new_patients import NewPatients, read_folder
 from client.prediction import predict_cohort
 from client.predictions_file import NO_MODALITY, PredictionsFile, prediction_columns
 from flexmoe_core.devices import AUTOMATIC, choose_device
+from flexmoe_core.errors import CheckpointError
 
 
 class SplitName(StrEnum):
@@ -30,9 +31,7 @@ class SplitName(StrEnum):
 def predict(
     bundle_folder: Annotated[
         Path,
-        typer.Argument(
-            metavar="BUNDLE", show_default=False, help="The folder 'bundle' that a run left in your state folder."
-        ),
+        typer.Argument(metavar="BUNDLE", show_default=False),
     ],
     folder: Annotated[
         Path,
@@ -45,26 +44,37 @@ def predict(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:1: where the model computes.")] = AUTOMATIC,
 ) -> None:
-    """Predict patients with the model that a run left at your site. Nothing is sent.
+    """Predict patients with the model that a run left at your site.
 
-    DIR is described as for training: its site.toml says which modalities the patients have and where. It needs
-    neither labels nor splits, and none of the modalities need be complete: patients may lack any of them, or all.
+    BUNDLE is the folder 'bundle' of that run in your state folder.
 
-    FILE has one row per patient: the id, the probability of each class, the predicted class, the modalities that
-    were used, whether the run knew this combination of them, and which model and run answered.
+    DIR is a folder like your site folder. Labels and splits are not needed; any modality may be missing.
 
-    Exit code 2: something that was given is wrong; nothing was written.
+    FILE gets a row per patient: id, probability of each class, predicted class, modalities used, model and run.
+
+    The column combination_trained says whether the run knew a patient's combination of modalities.
+
+    Nothing else is written and nothing is sent.
+
+    Exit code 2: something that was given is wrong, and FILE is as it was.
     """
     file = PredictionsFile(output, force)
     file.require_writable()
     chosen = choose_device(device)
-    bundle = read_bundle(bundle_folder)
+    bundle = _read_bundle(bundle_folder)
     patients = read_folder(folder, bundle.facts, split.value if split else None)
     file.require_writable(patients.files)
     bundle.model.to(chosen)
     probabilities_BY = predict_cohort(bundle, patients.cohort)
     file.write(prediction_columns(patients, probabilities_BY, bundle))
     print_summary(Console(), bundle, patients, output)
+
+
+def _read_bundle(folder: Path) -> Bundle:
+    """Raises CheckpointError for a damaged bundle, and for what is none."""
+    if not any(folder.glob(f"{STEM}.*")):
+        raise CheckpointError(f"{folder}: is no bundle. Name the folder 'bundle' of a run in your state folder.")
+    return read_bundle(folder)
 
 
 def print_summary(console: Console, bundle: Bundle, patients: NewPatients, output: Path) -> None:
@@ -79,14 +89,12 @@ def print_summary(console: Console, bundle: Bundle, patients: NewPatients, outpu
         table.add_row(" + ".join(study.names_of(mask)) or NO_MODALITY, str(counts[mask]), trained)
     table.add_section()
     table.add_row("all patients", str(len(patients.ids)), "")
-    console.print(
-        f"Model of the site {facts.site} for the study {study.name}, run {facts.terms.run}.", highlight=False
-    )
+    console.print(f"Model of the site {facts.site} for the study {study.name}.", highlight=False)
     console.print(table)
     unknown = sum(count for mask, count in counts.items() if mask and mask not in facts.table.masks)
-    lines = [f"{unknown} of {len(patients.ids)} patients have a combination that was never trained."]
+    lines = [f"Patients with a combination that was never trained: {unknown} of {len(patients.ids)}."]
     if counts[0]:
-        lines.append(f"{counts[0]} have no modality: they get the shares of the classes at the site's training.")
+        lines.append(f"Patients without any modality: {counts[0]}. They get the class shares of the site's training.")
     lines.append(f"Predictions   {escape(str(output))}")
     for line in lines:
         console.print(line, highlight=False, soft_wrap=True)
