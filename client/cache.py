@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from client.entries import SiteManifest, read_site_manifest
-from client.manifest import MANIFEST_FILE, site_file
+from client.manifest import MANIFEST_FILE, Manifest, site_file
 from client.patients import SPLITS
 from client.site_data import PREPROCESSING, SiteData, read_site
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
@@ -62,7 +62,7 @@ def load_site(folder: Path, study: Study, splits: Collection[str], cache_folder:
     )
 
 
-def _key(folder: Path, declared: SiteManifest, study: Study) -> str | None:
+def _key(folder: Path, declared: SiteManifest[Manifest], study: Study) -> str | None:
     """SHA-256 of all that the tensors depend on; None where a file cannot be read, which reading will explain."""
     try:
         digests = [

@@ -15,6 +15,7 @@ from client.coverage import Coverage
 from client.key_commands import keygen
 from client.node_commands import add_node_commands
 from client.patients import SPLITS
+from client.predict_command import predict
 from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
 from flexmoe_core.errors import Problem
 from flexmoe_core.study import Study
@@ -61,6 +62,9 @@ def check(
         print_problems(result.problems)
         raise typer.Exit(WRONG_INPUT)
     print_coverage(result, min_cell)
+
+
+app.command()(predict)
 
 
 def print_problems(problems: tuple[Problem, ...]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 from client.manifest import MANIFEST_FILE
 from client.modality_entry import Reading
 from client.tables import LARGEST_MEASUREMENT, NOT_FINITE, NUMBER, LineProblems, Table, canonical, read_table
-from client.tabular_entry import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, TableEntry
+from client.tabular_entry import ColumnMap, LocalCategoricalColumn, LocalNumericColumn, TableEntry, known_columns
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import MISSING_CODE, encode, fit_numeric
+from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.modalities.tabular import CategoricalColumn, Column, ColumnsModality, NumericColumn
 from flexmoe_core.validation import Finding
 
@@ -29,12 +30,16 @@ Definition = NumericColumn | CategoricalColumn | LocalNumericColumn
 
 @dataclass(frozen=True)
 class ColumnSource:
-    """A column's definition and where its values stand: local name, spellings of missing and of categories."""
+    """A column's definition and where its values stand: local name, spellings of missing and of categories.
+
+    ``known`` is a local column with the scale that an encoder was trained with.
+    """
 
     definition: Definition
     local_name: str
     missing: frozenset[str]
     codes: Mapping[str, int]
+    known: NumericColumn | None = None
 
     @property
     def is_fitted(self) -> bool:
@@ -61,9 +66,14 @@ class ColumnSource:
         return code
 
 
-def column_sources(entry: TableEntry, modality: ColumnsModality) -> tuple[ColumnSource, ...]:
-    """Where each column of a modality stands; a study column that is not mapped keeps its name."""
+def column_sources(
+    entry: TableEntry, modality: ColumnsModality, known: AnyPreprocessing | None
+) -> tuple[ColumnSource, ...]:
+    """Where each column of a modality stands; a column of the study, or of a known local encoder, that is not mapped
+    keeps its name."""
     if modality.encoder == "local":
+        if known is not None:
+            return _known_sources(entry, known_columns(known))
         return tuple(_source(entry, _definition(local), local) for local in entry.definitions)
     return tuple(_source(entry, column, entry.columns.get(column.name, ColumnMap())) for column in modality.columns)
 
@@ -80,7 +90,7 @@ def reserved_problems(name: str, columns: Iterable[str], path: Path, reading: Re
 
 
 def read_columns(
-    path: Path, file: str, sources: Sequence[ColumnSource], others: Mapping[str, str]
+    path: Path, file: str, sources: Sequence[ColumnSource], others: Mapping[str, str], reading: Reading
 ) -> tuple[Table, list[Problem]]:
     """The columns of a table, and what is wrong with it as a whole.
 
@@ -90,6 +100,8 @@ def read_columns(
     wanted = {source.local_name: "the modality's columns in site.toml" for source in sources} | dict(others)
     names = dict.fromkeys([*others, *wanted])
     problems = [table.absent(name, wanted[name]) for name in names if name not in table.header]
+    if reading.may_be_empty:
+        return table, problems
     present = [source for source in sources if source.local_name in table.cells]
     if not len(table):
         problems.append(Problem(file, "", "has no rows", "Add patients, or remove the modality."))
@@ -133,6 +145,20 @@ def _definition(local: LocalNumericColumn | LocalCategoricalColumn) -> Definitio
     if isinstance(local, LocalCategoricalColumn):
         return CategoricalColumn(name=local.name, categories=local.categories)
     return local
+
+
+def _known_sources(entry: TableEntry, columns: Sequence[Column]) -> tuple[ColumnSource, ...]:
+    """In the order of the trained encoder, whatever that of the entry."""
+    maps: dict[str, ColumnMap] = {**entry.columns, **{local.name: local for local in entry.definitions}}
+    return tuple(_known_source(entry, column, maps.get(column.name, ColumnMap())) for column in columns)
+
+
+def _known_source(entry: TableEntry, column: Column, column_map: ColumnMap) -> ColumnSource:
+    if isinstance(column, CategoricalColumn):
+        return _source(entry, column, column_map)
+    # its range is a fitted scale, beyond which values may well lie
+    local = LocalNumericColumn(name=column.name, unit=column.unit)
+    return replace(_source(entry, local, column_map), known=column)
 
 
 def _source(entry: TableEntry, definition: Definition, column_map: ColumnMap) -> ColumnSource:
@@ -182,6 +208,8 @@ def _read_column(table: Table, source: ColumnSource, rows: Sequence[int], lines:
 
 def _fitted(source: ColumnSource, values_N: Tensor, training: Sequence[int]) -> NumericColumn | CategoricalColumn:
     definition = source.definition
+    if source.known is not None:
+        return source.known
     if isinstance(definition, LocalNumericColumn):
         return fit_numeric(definition.name, values_N[list(training)], definition.unit)
     return definition

@@ -6,7 +6,7 @@ Shapes: R patients of the file, F numbers of the vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,10 +49,10 @@ class EmbeddingEntry(OneFileEntry):
         rows = reading.chosen(rows, fitted=modality.encoder == "local")
         values_RF, numbers = vectors.values_RF[list(rows.values())], [vectors.numbers[row] for row in rows.values()]
         _add_row_problems(values_RF, numbers, lines)
-        problems = [*_size_problems(vectors.values_RF, file, modality), *lines.problems()]
+        problems = [*_size_problems(vectors.values_RF, file, modality, reading), *lines.problems()]
         if problems or reading.patients is None:
             return None, problems
-        data = _encoded(values_RF, rows, modality, reading)
+        data = _encoded(values_RF, rows, _preprocessing(values_RF, rows, modality, reading))
         for number, infinite in zip(numbers, data.x_R.isinf().any(dim=1).tolist(), strict=True):
             if infinite:
                 lines.add(number, "", *TOO_LARGE)
@@ -117,16 +117,22 @@ def _read_column(table: Table, name: str, lines: LineProblems) -> Tensor:
     return values_R
 
 
-def _size_problems(values_RF: Tensor, file: str, modality: EmbeddingModality) -> list[Problem]:
+def _size_problems(values_RF: Tensor, file: str, modality: EmbeddingModality, reading: Reading) -> list[Problem]:
     count, size = values_RF.shape
+    known = reading.known_of(modality.name)
     problems = []
-    if count == 0:
+    if reading.may_be_empty:
+        pass
+    elif count == 0:
         problems.append(Problem(file, "", "has no rows", "Add patients, or remove the modality."))
     elif size and bool(values_RF.isnan().all()):
         problems.append(Problem(file, "", "has no value in any row", "Add values, or remove the modality."))
     if modality.encoder == "shared" and size != modality.size:
         what = f"has vectors of {size} numbers, the study's have {modality.size}"
         problems.append(Problem(file, "", what, "Export the vectors that the study describes."))
+    elif known is not None and (size,) != known.shape:
+        what = f"has vectors of {size} numbers, the bundle was made with {known.shape[0]}"
+        problems.append(Problem(file, "", what, "Export the vectors as for the training."))
     elif not 1 <= size <= LONGEST_VECTOR:
         remedy = f"Export vectors of 1 to {LONGEST_VECTOR} numbers."
         problems.append(Problem(file, "", f"has vectors of {size} numbers", remedy))
@@ -150,12 +156,20 @@ def _add_row_problems(values_RF: Tensor, numbers: Sequence[int], lines: LineProb
             lines.add(number, "", *TOO_LARGE)
 
 
-def _encoded(values_RF: Tensor, rows: dict[str, int], modality: EmbeddingModality, reading: Reading) -> ModalityData:
-    observed_R = ~values_RF.isnan().all(dim=1)
+def _preprocessing(
+    values_RF: Tensor, rows: Collection[str], modality: EmbeddingModality, reading: Reading
+) -> EmbeddingPreprocessing:
+    """The study's, that of a trained local encoder, or one fitted to the training patients."""
     if modality.encoder == "shared":
-        preprocessing = modality.preprocessing
-    else:
-        training_R = reading.training_places(rows)
-        preprocessing = EmbeddingPreprocessing.fitted(values_RF[training_R][observed_R[training_R]])
+        return modality.preprocessing
+    if (known := reading.known_of(modality.name)) is not None:
+        assert isinstance(known, EmbeddingPreprocessing)
+        return known
+    training_RF = values_RF[reading.training_places(rows)]
+    return EmbeddingPreprocessing.fitted(training_RF[~training_RF.isnan().all(dim=1)])
+
+
+def _encoded(values_RF: Tensor, rows: Collection[str], preprocessing: EmbeddingPreprocessing) -> ModalityData:
+    observed_R = ~values_RF.isnan().all(dim=1)
     x_RF = preprocessing.encode(values_RF).masked_fill(~observed_R[:, None], 0.0)
     return ModalityData(preprocessing, {patient: row for row, patient in enumerate(rows)}, x_RF, observed_R)

@@ -6,7 +6,7 @@ Everything in it is declared by hand before any patient is read; the `[public]` 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, StrictBool, model_validator
 
@@ -56,18 +56,29 @@ class ListedModality(FrozenModel, extra="allow"):
     name: SafeName
 
 
-class Manifest(FrozenModel):
-    """A whole site.toml."""
+class PatientsManifest(FrozenModel):
+    """What any site.toml says of a folder's patients and their files."""
 
     site: SiteSection
-    public: PublicFacts
     modalities: Annotated[tuple[ListedModality, ...], Field(alias="modality", min_length=1)]
 
     @model_validator(mode="after")
-    def _modalities_differ(self) -> Manifest:
+    def _modalities_differ(self) -> Self:
         names = [entry.name for entry in self.modalities]
         raise_if_any(Finding("is listed twice", "Remove one.", f"modality.{name}") for name in repeated(names))
         return self
+
+
+class Manifest(PatientsManifest):
+    """A whole site.toml of a hospital that takes part."""
+
+    public: PublicFacts
+
+
+class NewPatientsManifest(PatientsManifest):
+    """The site.toml of new patients: nothing leaves the site, so there need be nothing to announce."""
+
+    public: PublicFacts | None = None
 
 
 def read_manifest(folder: Path) -> Manifest:

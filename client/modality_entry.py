@@ -48,7 +48,8 @@ class Reading:
     """What is read: where, and of whom.
 
     ``label`` is the site's name of the label. ``patients`` is None when the patients file could not be read: then all
-    that can be checked without it is, and no data come of it.
+    that can be checked without it is, and no data come of it. ``known`` is what made the inputs of a model that
+    is trained already, by modality: it holds for new patients too, and nothing is fitted to them.
     """
 
     folder: Path
@@ -56,6 +57,16 @@ class Reading:
     label: str
     patients: Patients | None
     splits: Collection[str]
+    known: Mapping[str, AnyPreprocessing] | None = None
+
+    def known_of(self, name: str) -> AnyPreprocessing | None:
+        """What made a modality's inputs of the trained model; None in training."""
+        return None if self.known is None else self.known[name]
+
+    @property
+    def may_be_empty(self) -> bool:
+        """Whether a modality's file may be without any value: a few new patients may all lack it."""
+        return self.known is not None
 
     def file(self, name: str) -> str:
         """A file of the folder as the user knows it."""
@@ -102,10 +113,13 @@ class Reading:
             lines.add(line, column, "is no patient of the patients file", remedy)
 
     def chosen(self, rows: Mapping[str, RowsT], *, fitted: bool) -> dict[str, RowsT]:
-        """The rows to look into: of the splits asked for, and of training patients if a scale is fitted to them."""
+        """The rows to look into: of the splits asked for, and of training patients if a scale is ``fitted``.
+
+        Where it is known already, none is.
+        """
         if self.patients is None:
             return dict(rows)
-        splits = {*self.splits, "train"} if fitted else {*self.splits}
+        splits = {*self.splits, "train"} if fitted and self.known is None else {*self.splits}
         return {patient: row for patient, row in rows.items() if self.patients.splits.get(patient) in splits}
 
     def training_places(self, patients: Collection[str]) -> list[int]:
@@ -123,8 +137,12 @@ class ModalityEntry(FrozenModel):
     def files(self, folder: Path) -> Sequence[str]:
         """The names, in the folder, of all files that its tensors depend on. May raise InputError or OSError."""
 
-    def findings(self, modality: Modality) -> Iterator[Finding]:
-        """Everything in which the entry does not fit the study; each place is below the entry."""
+    def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
+        """Everything in which the entry does not fit the study; each place is below the entry.
+
+        With ``known``, what made a trained model's inputs, a local encoder's entry must fit that, and may leave to it
+        what a site would declare.
+        """
         yield from ()
 
     @abstractmethod

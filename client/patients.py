@@ -1,4 +1,7 @@
-"""A hospital's patients file: who the patients are, the split of each, and the labels of the splits asked for."""
+"""A hospital's patients file: who the patients are, the split of each, and the labels of the splits asked for.
+
+New patients, who are to be predicted, need neither.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +11,12 @@ from pathlib import Path
 
 from client.manifest import SiteSection
 from client.tables import LineProblems, Table, canonical, read_table
+from flexmoe_core.cohort import UNKNOWN_LABEL
 from flexmoe_core.errors import Problem
 from flexmoe_core.study import Label
 
 SPLITS = ("train", "validation", "test")
+NEW = "new"  # whoever is to be predicted, where nobody asked for a split
 
 
 @dataclass(frozen=True)
@@ -45,9 +50,9 @@ def read_patients(
     ]
     if section.id not in table.cells or section.split not in table.cells:
         return None, problems
-    rows, found = _distinct_patients(table, section)
-    problems.extend(found)
     ids, split_of = table.cells[section.id], table.cells[section.split]
+    rows, found = _distinct_patients(table, section, split_of, SPLITS)
+    problems.extend(found)
     lines = {ids[row]: table.lines[row] for row in rows}
     if "train" not in split_of:
         problems.append(Problem(file, "", "has no training patient", f"Give patients the split '{SPLITS[0]}'."))
@@ -60,17 +65,49 @@ def read_patients(
     return Patients(file, table.unit, lines, {ids[row]: split_of[row] for row in rows}, labels), problems
 
 
-def _distinct_patients(table: Table, section: SiteSection) -> tuple[list[int], list[Problem]]:
-    """The first row of every patient, and the problems of ids and splits."""
+def read_new_patients(
+    path: Path, file: str, section: SiteSection, split: str | None
+) -> tuple[Patients | None, list[Problem]]:
+    """Patients whose label nobody knows, and every problem with them; None when there is no column that tells them.
+
+    Labels are not read. Without ``split`` neither are splits: every patient is then of the split ``NEW``. Raises
+    InputError when the file is no table.
+    """
+    keys = {section.id: "the key 'id' of [site]"}
+    if split is not None:
+        keys[section.split] = "the key 'split' of [site], or leave out --split"
+    table = read_table(path, file, keys)
+    problems = [table.absent(name, key) for name, key in keys.items() if name not in table.header]
+    if problems:
+        return None, problems
+    ids = table.cells[section.id]
+    split_of = [NEW] * len(table) if split is None else table.cells[section.split]
+    rows, problems = _distinct_patients(table, section, split_of, (NEW,) if split is None else SPLITS)
+    patients = Patients(
+        file=file,
+        unit=table.unit,
+        lines={ids[row]: table.lines[row] for row in rows},
+        splits={ids[row]: split_of[row] for row in rows},
+        labels=dict.fromkeys((ids[row] for row in rows), UNKNOWN_LABEL),
+    )
+    if not patients.of(split or NEW) and not problems:
+        whom = "no patient" if split is None else f"no patient of the split '{split}'"
+        problems.append(Problem(file, "", f"has {whom}", "Add the patients who are to be predicted."))
+    return patients, problems
+
+
+def _distinct_patients(
+    table: Table, section: SiteSection, splits: Sequence[str], valid: Collection[str]
+) -> tuple[list[int], list[Problem]]:
+    """The first row of every patient, and the problems of ids and of ``splits``, which has one for each row."""
     lines = LineProblems(table.file, table.unit)
     first: dict[str, int] = {}
-    splits = table.cells[section.split]
     for row, patient in enumerate(table.cells[section.id]):
         line = table.lines[row]
         if not patient:
             lines.add(line, section.id, "has no patient id", "Fill it in or remove the line.")
             continue
-        if splits[row] not in SPLITS:
+        if splits[row] not in valid:
             lines.add(line, section.split, "is no split", f"Write {', '.join(SPLITS[:2])} or {SPLITS[2]}.")
         earlier = first.setdefault(patient, row)
         if splits[earlier] != splits[row]:

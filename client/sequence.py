@@ -29,6 +29,7 @@ from client.tabular_entry import LocalNumericColumn, TableEntry
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import fit_numeric
 from flexmoe_core.modalities.base import Modality
+from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.modalities.sequence import SequenceModality, SequencePreprocessing
 from flexmoe_core.modalities.tabular import NumericColumn
 from flexmoe_core.validation import Finding
@@ -42,27 +43,34 @@ class SequenceEntry(TableEntry):
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The patients' steps, and every problem with them."""
         assert isinstance(modality, SequenceModality)
-        sources = column_sources(self, modality)
+        known = reading.known_of(self.name)
+        sources = column_sources(self, modality, known)
         if not sources:
             return None, []  # the manifest's own problem: a local encoder without columns
         path = self.path(reading)
         used = (self.time, *(source.local_name for source in sources))
         if found := reserved_problems(self.name, used, path, reading):
             return None, found
-        return _read(path, reading.file(self.file), sources, _Clock.of(self.time, modality), reading)
+        return _read(path, reading.file(self.file), sources, _Clock.of(self.time, modality, known), reading)
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """The column of times, its scale (none for a local encoder), and how many rows of a patient are kept."""
+    """The column of times, its scale (none for a local encoder), and how many rows of a patient are kept.
+
+    ``known`` is the scale that a model was trained with.
+    """
 
     column: str
     definition: NumericColumn | LocalNumericColumn
     longest: int
+    known: NumericColumn | None
 
     @classmethod
-    def of(cls, column: str, modality: SequenceModality) -> _Clock:
-        return cls(column, modality.time or LocalNumericColumn(name="time"), modality.longest)
+    def of(cls, column: str, modality: SequenceModality, known: AnyPreprocessing | None) -> _Clock:
+        assert known is None or isinstance(known, SequencePreprocessing)
+        definition = modality.time or LocalNumericColumn(name="time")
+        return cls(column, definition, modality.longest, known.time if known else None)
 
     def read(self, table: Table, rows: Sequence[int], lines: LineProblems) -> Tensor:
         """(N,) float64 times of the given rows; what is wrong is left out, and added to ``lines``."""
@@ -79,7 +87,9 @@ class _Clock:
         return torch.tensor(times, dtype=torch.float64)
 
     def fitted(self, times_N: Tensor) -> NumericColumn:
-        """The study's scale of time, or that of these rows."""
+        """The study's scale of time, or that of these rows where none is known."""
+        if self.known is not None:
+            return self.known
         if isinstance(self.definition, NumericColumn):
             return self.definition
         return fit_numeric(self.definition.name, times_N)
@@ -90,7 +100,7 @@ def _read(
 ) -> tuple[ModalityData | None, list[Problem]]:
     id_column = reading.section.id
     others = {id_column: "the key 'id' of [site]", clock.column: "the modality's key 'time'"}
-    table, problems = read_columns(path, file, sources, others)
+    table, problems = read_columns(path, file, sources, others, reading)
     lines = LineProblems(file, table.unit)
     rows: dict[str, list[int]] = {}
     if id_column in table.cells:

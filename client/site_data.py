@@ -14,7 +14,7 @@ import torch
 from pydantic import TypeAdapter
 
 from client.entries import SiteManifest, read_site_manifest, study_problems
-from client.manifest import MANIFEST_FILE, PublicFacts, site_file
+from client.manifest import MANIFEST_FILE, Manifest, PublicFacts, site_file
 from client.modality_entry import ModalityData, ModalityEntry, Reading
 from client.patients import SPLITS, Patients, read_patients
 from client.tables import LineProblems
@@ -59,30 +59,27 @@ def read_site(folder: Path, study: Study, splits: Collection[str]) -> SiteData:
     reading, found = _read_patients(folder, declared, study, splits)
     patients = reading.patients
     problems.extend(found)
-    modalities: dict[str, ModalityData] = {}
-    for entry in declared.entries:
-        data, found = _read_entry(entry, study, reading)
-        problems.extend(found)
-        if data is not None:
-            modalities[entry.name] = data
+    modalities, found = read_modalities(declared.entries, study, reading)
+    problems.extend(found)
     if patients is not None and "train" in splits and len(modalities) == len(manifest.modalities):
         problems.extend(_unobserved(patients, modalities.values()))
     if problems or patients is None:
         raise InputError(problems)
     ids = {split: patients.of(split) for split in SPLITS if split in splits}
-    encoded = modalities | _unlisted(study, modalities)
+    shared = {one.name: one.preprocessing for one in study.modalities if one.encoder == "shared"}
+    encoded = modalities | unlisted(shared, modalities)
     return SiteData(
         name=manifest.site.name,
         public=manifest.public,
         modalities=tuple(modalities),
         preprocessing={name: encoded[name].preprocessing for name in study.modality_names if name in encoded},
-        cohorts={split: _cohort(ids[split], patients, encoded, study) for split in ids},
+        cohorts={split: cohort_of(ids[split], patients, encoded, study) for split in ids},
         ids=ids,
     )
 
 
 def _read_patients(
-    folder: Path, declared: SiteManifest, study: Study, splits: Collection[str]
+    folder: Path, declared: SiteManifest[Manifest], study: Study, splits: Collection[str]
 ) -> tuple[Reading, list[Problem]]:
     section = declared.manifest.site
     patients: Patients | None = None
@@ -92,6 +89,20 @@ def _read_patients(
     except InputError as error:
         found = list(error.problems)
     return Reading(folder, section, section.label or study.label.name, patients, splits), found
+
+
+def read_modalities(
+    entries: Collection[ModalityEntry], study: Study, reading: Reading
+) -> tuple[dict[str, ModalityData], list[Problem]]:
+    """The data of every modality that has no problem, and the problems of the others."""
+    modalities: dict[str, ModalityData] = {}
+    problems: list[Problem] = []
+    for entry in entries:
+        data, found = _read_entry(entry, study, reading)
+        problems.extend(found)
+        if data is not None:
+            modalities[entry.name] = data
+    return modalities, problems
 
 
 def _read_entry(entry: ModalityEntry, study: Study, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
@@ -113,17 +124,18 @@ def _unobserved(patients: Patients, modalities: Collection[ModalityData]) -> lis
     return lines.problems()
 
 
-def _unlisted(study: Study, listed: Collection[str]) -> dict[str, ModalityData]:
-    """The shared modalities that the site lacks: their encoders are in its model, and nobody's values."""
+def unlisted(encoded: Mapping[str, AnyPreprocessing], listed: Collection[str]) -> dict[str, ModalityData]:
+    """The encoded modalities that a folder lacks: their encoders are in the model, and nobody's values."""
     nobody = torch.zeros(0, dtype=torch.bool)
     return {
-        modality.name: ModalityData(modality.preprocessing, {}, torch.zeros(0, *modality.shape), nobody)
-        for modality in study.modalities
-        if modality.encoder == "shared" and modality.name not in listed
+        name: ModalityData(preprocessing, {}, torch.zeros(0, *preprocessing.shape), nobody)
+        for name, preprocessing in encoded.items()
+        if name not in listed
     }
 
 
-def _cohort(ids: Sequence[str], patients: Patients, modalities: Mapping[str, ModalityData], study: Study) -> Cohort:
+def cohort_of(ids: Sequence[str], patients: Patients, modalities: Mapping[str, ModalityData], study: Study) -> Cohort:
+    """The tensors of the given patients, in this order."""
     observed_BM = torch.zeros(len(ids), len(study.modalities), dtype=torch.bool)
     inputs = {}
     for name, data in modalities.items():

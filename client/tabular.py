@@ -31,7 +31,7 @@ class TabularEntry(TableEntry):
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The table's features, and every problem with them."""
         assert isinstance(modality, TabularModality)
-        sources = column_sources(self, modality)
+        sources = column_sources(self, modality, reading.known_of(self.name))
         if not sources:
             return None, []  # the manifest's own problem: a local encoder without columns
         path = self.path(reading)
@@ -44,7 +44,7 @@ def _read(
     path: Path, file: str, sources: Sequence[ColumnSource], reading: Reading
 ) -> tuple[ModalityData | None, list[Problem]]:
     id_column = reading.section.id
-    table, problems = read_columns(path, file, sources, {id_column: "the key 'id' of [site]"})
+    table, problems = read_columns(path, file, sources, {id_column: "the key 'id' of [site]"}, reading)
     lines = LineProblems(file, table.unit)
     rows: dict[str, int] = {}
     if id_column in table.cells:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -11,7 +11,16 @@ from client.manifest import LocalName
 from client.modality_entry import OneFileEntry
 from client.tables import canonical
 from flexmoe_core.modalities.base import Modality
-from flexmoe_core.modalities.tabular import CategoricalColumn, ColumnsModality, Words
+from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.sequence import SequencePreprocessing
+from flexmoe_core.modalities.tabular import (
+    CategoricalColumn,
+    Column,
+    ColumnsModality,
+    NumericColumn,
+    TabularPreprocessing,
+    Words,
+)
 from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, repeated, suggestion
 
 
@@ -71,27 +80,42 @@ class TableEntry(OneFileEntry):
         raise_if_any(Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names))
         return self
 
-    def findings(self, modality: Modality) -> Iterator[Finding]:
-        """Columns that do not fit the study's."""
+    def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
+        """Columns that do not fit the study's, or those of a trained local encoder."""
         assert isinstance(modality, ColumnsModality)
-        return _column_findings(self, modality)
+        if modality.encoder == "shared":
+            if self.definitions:
+                remedy = "Map the study's columns in [modality.columns]: its encoder is shared."
+                yield Finding("defines columns that the study already defines", remedy, "column")
+            yield from _map_findings(self, modality.columns, "the study")
+        elif known is None:
+            yield from _local_findings(self)
+        elif self.definitions:
+            yield from _local_findings(self)
+            yield from _known_findings(self.definitions, known_columns(known))
+        else:
+            yield from _map_findings(self, known_columns(known), "the bundle")
 
 
-def _column_findings(entry: TableEntry, modality: ColumnsModality) -> Iterator[Finding]:
-    if modality.encoder == "local":
-        if entry.columns:
-            remedy = "Define its columns with [[modality.column]]: its encoder is local."
-            yield Finding("maps columns that the study does not define", remedy, "columns")
-        if not entry.definitions:
-            yield Finding("is missing", "Define the columns of the local encoder.", "column")
-        for definition in entry.definitions:
-            categories = definition.categories if isinstance(definition, LocalCategoricalColumn) else None
-            yield from _value_findings(definition, categories, f"column.{definition.name}")
-        return
-    if entry.definitions:
-        remedy = "Map the study's columns in [modality.columns]: its encoder is shared."
-        yield Finding("defines columns that the study already defines", remedy, "column")
-    columns = {column.name: column for column in modality.columns}
+def known_columns(known: AnyPreprocessing) -> tuple[Column, ...]:
+    """The columns that a trained encoder of a table or sequence takes, in its order."""
+    assert isinstance(known, TabularPreprocessing | SequencePreprocessing)
+    return known.columns
+
+
+def _local_findings(entry: TableEntry) -> Iterator[Finding]:
+    if entry.columns:
+        remedy = "Define its columns with [[modality.column]]: its encoder is local."
+        yield Finding("maps columns that the study does not define", remedy, "columns")
+    if not entry.definitions:
+        yield Finding("is missing", "Define the columns of the local encoder.", "column")
+    for definition in entry.definitions:
+        categories = definition.categories if isinstance(definition, LocalCategoricalColumn) else None
+        yield from _value_findings(definition, categories, f"column.{definition.name}")
+
+
+def _map_findings(entry: TableEntry, defined: Sequence[Column], definer: str) -> Iterator[Finding]:
+    columns = {column.name: column for column in defined}
     for name, entry_map in entry.columns.items():
         place = f"columns.{name}"
         if name in columns:
@@ -99,7 +123,7 @@ def _column_findings(entry: TableEntry, modality: ColumnsModality) -> Iterator[F
             categories = column.categories if isinstance(column, CategoricalColumn) else None
             yield from _value_findings(entry_map, categories, place)
         else:
-            yield Finding("is not a column of the study", suggestion(name, list(columns)), place)
+            yield Finding(f"is not a column of {definer}", suggestion(name, list(columns)), place)
 
 
 def _value_findings(entry_map: ColumnMap, categories: tuple[str, ...] | None, place: str) -> Iterator[Finding]:
@@ -110,3 +134,32 @@ def _value_findings(entry_map: ColumnMap, categories: tuple[str, ...] | None, pl
             if category not in categories:
                 what = f"leads to the unknown category '{category}'"
                 yield Finding(what, suggestion(category, categories), f"{place}.values")
+
+
+def _known_findings(definitions: Sequence[LocalColumn], columns: Sequence[Column]) -> Iterator[Finding]:
+    """Definitions that are not those of the columns that the local encoder was trained with."""
+    trained = {column.name: column for column in columns}
+    for definition in definitions:
+        if definition.name in trained:
+            yield from _definition_findings(definition, trained[definition.name])
+        else:
+            what, remedy = "is not a column of the bundle", suggestion(definition.name, list(trained))
+            yield Finding(what, remedy, f"column.{definition.name}")
+    for name in trained:
+        if name not in {definition.name for definition in definitions}:
+            remedy = "Define it: the bundle was made with it. Its cells may be empty."
+            yield Finding("is missing", remedy, f"column.{name}")
+
+
+def _definition_findings(definition: LocalColumn, column: Column) -> Iterator[Finding]:
+    place = f"column.{definition.name}"
+    if isinstance(definition, LocalCategoricalColumn) and isinstance(column, CategoricalColumn):
+        if set(definition.categories) != set(column.categories):
+            remedy = f"Write those of the bundle: {', '.join(column.categories)}."
+            yield Finding("are not those that the bundle was made with", remedy, f"{place}.categories")
+    elif isinstance(definition, LocalNumericColumn) and isinstance(column, NumericColumn):
+        if definition.unit != column.unit:
+            remedy = f"Bring the values into '{column.unit}'." if column.unit else "Remove it: the bundle has none."
+            yield Finding("is not the unit that the bundle was made with", remedy, f"{place}.unit")
+    else:
+        yield Finding(f"is {definition.type}, but {column.type} in the bundle", "Correct it.", f"{place}.type")

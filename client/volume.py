@@ -19,7 +19,8 @@ from client.tables import LineProblems, Table, read_table
 from client.volume_files import VolumeForm, read_volume
 from flexmoe_core.errors import Problem
 from flexmoe_core.modalities.base import Modality
-from flexmoe_core.modalities.volume import Spacing, VolumeModality, VolumePreprocessing, VolumeShape
+from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.volume import Spacing, VolumeModality, VolumePreprocessing, VolumeShape, by_axis
 from flexmoe_core.validation import Finding, Findings
 
 
@@ -36,9 +37,13 @@ class VolumeEntry(OneFileEntry):
         cells = read_table(path, self.file, (self.path_column,)).cells.get(self.path_column, ())
         return (self.file, *(cell for cell in cells if cell))
 
-    def findings(self, modality: Modality) -> Iterator[Finding]:
-        """Whether shape and spacing are declared where they should be."""
-        if modality.encoder == "local" and self.voxels is None:
+    def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
+        """Whether shape and spacing are declared where they should be, and as for the training."""
+        if modality.encoder == "local" and known is not None:
+            if self.voxels is not None and self.voxels != known.shape:
+                what = f"is not that of the bundle: {by_axis(known.shape)}"
+                yield Finding(what, "Resample the volumes to it, or remove the key.", "shape")
+        elif modality.encoder == "local" and self.voxels is None:
             yield Finding("is missing", "Declare the shape of the site's volumes: the encoder is local.", "shape")
         if modality.encoder == "shared":
             for key, value in {"shape": self.voxels, "spacing": self.spacing}.items():
@@ -52,8 +57,8 @@ class VolumeEntry(OneFileEntry):
         if reserved := reserved_problems(self.name, (self.path_column,), path, reading):
             return None, reserved
         table = read_table(path, file, (id_column, self.path_column))
-        problems = self._column_problems(table, id_column)
-        lines, form = LineProblems(file, table.unit), self._form(modality)
+        problems = self._column_problems(table, reading)
+        lines, form = LineProblems(file, table.unit), self._form(modality, reading)
         rows: dict[str, int] = {}
         if id_column in table.cells:
             rows = reading.rows_of(table.cells[id_column], table.lines, id_column, lines)
@@ -67,9 +72,14 @@ class VolumeEntry(OneFileEntry):
             return None, problems
         return _encoded(volumes_RDHW, list(files), modality, form, reading), []
 
-    def _column_problems(self, table: Table, id_column: str) -> list[Problem]:
-        wanted = {id_column: "the key 'id' of [site]", self.path_column: f"the key 'path_column' of '{self.name}'"}
+    def _column_problems(self, table: Table, reading: Reading) -> list[Problem]:
+        wanted = {
+            reading.section.id: "the key 'id' of [site]",
+            self.path_column: f"the key 'path_column' of '{self.name}'",
+        }
         problems = [table.absent(name, key) for name, key in wanted.items() if name not in table.header]
+        if reading.may_be_empty:
+            return problems
         if not len(table):
             problems.append(Problem(table.file, "", "has no rows", "Add patients, or remove the modality."))
         elif not any(table.cells.get(self.path_column, ("?",))):
@@ -77,10 +87,13 @@ class VolumeEntry(OneFileEntry):
             problems.append(Problem(table.file, "", what, "Add paths, or remove the modality."))
         return problems
 
-    def _form(self, modality: VolumeModality) -> VolumeForm | None:
+    def _form(self, modality: VolumeModality, reading: Reading) -> VolumeForm | None:
         """What volumes should look like; None where the manifest does not say it, which is its own problem."""
         source = modality if modality.encoder == "shared" else self
-        return None if source.voxels is None else VolumeForm(source.voxels, source.spacing, modality.range)
+        known = reading.known_of(self.name)
+        assert known is None or isinstance(known, VolumePreprocessing)
+        voxels = known.voxels if known is not None else source.voxels
+        return None if voxels is None else VolumeForm(voxels, source.spacing, modality.range)
 
     def _files(self, folder: Path, table: Table, rows: Mapping[str, int], lines: LineProblems) -> dict[str, Path]:
         """The file of each patient who has a usable path; what is wrong with a path joins ``lines``."""
@@ -120,7 +133,11 @@ def _encoded(
     volumes_RDHW: Tensor, patients: Sequence[str], modality: VolumeModality, form: VolumeForm, reading: Reading
 ) -> ModalityData:
     """The volumes, scaled in place: a copy of all would need their memory twice."""
-    if modality.encoder == "shared":
+    known = reading.known_of(modality.name)
+    if known is not None:
+        assert isinstance(known, VolumePreprocessing)
+        preprocessing = known
+    elif modality.encoder == "shared":
         preprocessing = modality.preprocessing
     else:
         preprocessing = VolumePreprocessing.fitted(form.shape, volumes_RDHW, reading.training_places(patients))

@@ -48,12 +48,17 @@ def probability_centers() -> FloatArray:
     return _sigmoid(logits)
 
 
+def predicted_classes(p_BY: FloatArray) -> IntArray:
+    """(B,) the most probable class (ties: the first); of two classes, class 1 if its probability is at least 0.5."""
+    predicted_B: IntArray = (p_BY[:, 1] >= 0.5).astype(np.int64) if p_BY.shape[1] == 2 else p_BY.argmax(axis=1)
+    return predicted_B
+
+
 @dataclass(frozen=True, eq=False)
 class Scores:
     """Additive counts over some patients.
 
-    - ``confusion_YY``: patients by (true, predicted) class. Predicted is the most probable class (ties: the
-      first); of two classes, class 1 if its probability is at least 0.5.
+    - ``confusion_YY``: patients by (true, predicted) class, as ``predicted_classes`` has it.
     - ``histogram_Y2G``: for class k, patients not of it (row 0) and of it (row 1) by the bin of p_k.
     - ``reliability_fixed_R3``: by equal-width bin of the predicted class's probability: patients, fixed-point
       sum of that probability, correctly predicted patients.
@@ -81,7 +86,7 @@ class Scores:
         patients, classes = p_BY.shape
         truth_B = _checked_labels(labels_B, patients, classes)
         rows_B = np.arange(patients)
-        predicted_B = np.where(p_BY[:, 1] >= 0.5, 1, 0) if classes == 2 else p_BY.argmax(axis=1)
+        predicted_B = predicted_classes(p_BY)
         is_class_BY = truth_B[:, None] == np.arange(classes)
         bins_BY = np.searchsorted(probability_edges(), p_BY, side="right")
         errors_BY = (p_BY - is_class_BY) ** 2
