@@ -9,6 +9,7 @@ import typer
 
 from flexmoe_core.command_line import run_command_line
 from server.deployment import commands, run_commands
+from server.deployment.health import health
 from server.report.page import write_report
 
 app = typer.Typer(
@@ -34,6 +35,7 @@ for command in (
     run_commands.resume,
     run_commands.stop,
     run_commands.status,
+    health,
 ):
     app.command()(command)
 
