@@ -18,8 +18,8 @@ def _silent(row: Mapping[str, Any]) -> None:
     """Nobody watches."""
 
 
-def build_app(observe: RoundObserver = _silent) -> ServerApp:
-    """A ServerApp that tells every round to ``observe``.
+def build_app(observe: RoundObserver = _silent, durable: bool = True) -> ServerApp:
+    """A ServerApp that tells every round to ``observe``; ``durable`` is explained in ``RunStore``.
 
     Run configuration: ``run-folder`` (made by ``RunStore.create``), ``resume``, and ``expected-sites`` to wait for
     (0: as many as the quorum).
@@ -29,7 +29,7 @@ def build_app(observe: RoundObserver = _silent) -> ServerApp:
     @server_app.main()
     def main(grid: Grid, context: Context) -> None:
         torch.set_num_threads(1)
-        store = RunStore.open(Path(str(context.run_config["run-folder"])))
+        store = RunStore.open(Path(str(context.run_config["run-folder"])), durable)
         resume, expected = bool(context.run_config["resume"]), int(context.run_config["expected-sites"])
         Federation(grid, store, resume, expected, observe).run()
 

@@ -69,7 +69,7 @@ class Federation:
         self._early_stop = EarlyStop(federation.early_stop)
 
     def run(self) -> None:
-        """Raises RunFailed without a quorum, or when too few rounds were aggregated, AuditError when the record fails."""
+        """Raises RunFailed without a quorum or with too few rounds, AuditError when nothing can be recorded."""
         with self._record.of_run(self._resume):
             self._run()
 
