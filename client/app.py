@@ -60,16 +60,17 @@ def _answer(
 ) -> Message:
     # One thread: sums then have one order, and a site's bits do not depend on its number of cores.
     torch.set_num_threads(1)
-    record, request = None, None
+    record, received = None, None
     try:
         folder, state = _folders(context)
         state.mkdir(parents=True, exist_ok=True, mode=0o700)
         record = SiteRecord(state, durable=bool(context.node_config.get("audit-fsync", True)))
+        received = record.received(question, None)
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
+        received = record.received(question, request)
         site = Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
-        stored = record.stored_answer(request)
         payload = answer(site, request)
-        beside = Attachments(audit_head=record.answered(question, request, payload, stored))
+        beside = Attachments(audit_head=record.answered(received, payload))
         if "identity" in context.node_config:
             key = read_identity_key(Path(str(context.node_config["identity"])))
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)
@@ -78,8 +79,8 @@ def _answer(
         error_id = secrets.token_hex(4)
         _log(context, error_id, error)
         try:
-            if record is not None:
-                record.failed(question, request, error_id)
+            if record is not None and received is not None:
+                record.failed(received, error_id)
         except AuditError as unrecorded:
             _log(context, error_id, unrecorded)
         raise SiteFailure(f"the site could not answer; its log has the details under {error_id}") from None

@@ -7,18 +7,19 @@ announces: they are what the coordinator learns of the patients, and a hospital 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field, ValidationError
 
-from client.state import seal, stored_seal
+from client.state import stored_seal
 from flexmoe_core.audit import AUDIT_FILE, AuditLog
 from flexmoe_core.audit_facts import PrivacyCost, bundle_of, bytes_facts
 from flexmoe_core.audit_line import Fact, Head
 from flexmoe_core.errors import MessageError
-from flexmoe_core.messages import Outline, RunName, outline
+from flexmoe_core.messages import RunName, outline
 from flexmoe_core.validation import FrozenModel, SafeName
 
 ANSWERED, FAILED, NAMES = "answered", "failed", "names"
@@ -37,6 +38,15 @@ class _Asked(FrozenModel):
     attempt: int | None = Field(default=None, ge=0, lt=2**31)
 
 
+@dataclass(frozen=True)
+class Received:
+    """A request, as the record names it; ``stored`` is the seal of the answer that the site kept before."""
+
+    facts: Facts
+    sha256: str
+    stored: bytes
+
+
 class SiteRecord:
     """The record ``audit.jsonl`` in a site's state folder."""
 
@@ -44,44 +54,49 @@ class SiteRecord:
         self._state = state
         self._log = AuditLog(state / AUDIT_FILE, durable=durable)
 
-    def stored_answer(self, request: bytes) -> bytes:
-        """The seal of the answer that the site has kept, to be compared with the one that it will give."""
-        run = _asked(request).run
-        return stored_seal(self._state, run) if run else b""
+    def received(self, question: Question, request: bytes | None) -> Received:
+        """What to remember of a request until it has been answered; None where a message held none."""
+        asked = _asked(request)
+        sha256 = hashlib.sha256(request or b"").hexdigest()
+        facts: Facts = {
+            "question": question,
+            **asked.model_dump(),
+            "bundle": bundle_of(),
+            "request": None if request is None else {"bytes": len(request), "sha256": sha256},
+        }
+        return Received(facts, sha256, stored_seal(self._state, asked.run) if asked.run else b"")
 
-    def answered(
-        self, question: Question, request: bytes, payload: bytes, stored: bytes, privacy: PrivacyCost | None = None
-    ) -> Head:
+    def answered(self, received: Received, payload: bytes, privacy: PrivacyCost | None = None) -> Head:
         """Write down an answer that is about to leave, and give the head that the line continues.
 
-        ``stored`` is what ``stored_answer`` gave before. The names of a run's arrays have a line of their own,
-        when they are first sent. Raises AuditError when it cannot be written: then nothing may leave.
+        The names of a run's arrays have a line of their own, when they are first sent. Raises AuditError when it
+        cannot be written: then nothing may leave.
         """
         sent = outline(payload)
-        facts = self._request_facts(question, request) | {
-            "site": sent.facts["site"],
-            "repeated": stored == seal(request, payload),
-            "reply": _reply_facts(sent, payload),
-            "privacy": (privacy or PrivacyCost()).to_facts(),
+        reply = bytes_facts(payload)
+        groups = _by_prefix(sent.arrays)
+        lists = {prefix: _names_digest(sizes) for prefix, sizes in groups.items()}
+        for digest, prefix in {digest: prefix for prefix, digest in lists.items()}.items():
+            self._list_names(received.facts["run"], digest, sorted(groups[prefix]))
+        arrays: Facts = {
+            prefix: {"count": len(sizes), "bytes": sum(sizes.values()), "names": lists[prefix]}
+            for prefix, sizes in groups.items()
         }
-        for names in _by_prefix(sent.arrays).values():
-            self._list_names(facts["run"], sorted(names))
-        return self._log.append(ANSWERED, **facts)
+        counts: Facts = {name: sent.facts[name] for name in COUNTS if name in sent.facts}
+        return self._log.append(
+            ANSWERED,
+            **received.facts,
+            site=sent.facts["site"],
+            repeated=received.stored.hex() == f"{received.sha256}{reply['sha256']}",
+            reply={**reply, "facts": sorted(sent.facts), "counts": counts, "arrays": arrays},
+            privacy=(privacy or PrivacyCost()).to_facts(),
+        )
 
-    def failed(self, question: Question, request: bytes | None, error_id: str) -> None:
+    def failed(self, received: Received, error_id: str) -> None:
         """Write down that a request was not answered. Raises AuditError when it cannot be written."""
-        self._log.append(FAILED, **self._request_facts(question, request), error_id=error_id)
+        self._log.append(FAILED, **received.facts, error_id=error_id)
 
-    def _request_facts(self, question: Question, request: bytes | None) -> Facts:
-        return {
-            "question": question,
-            **_asked(request).model_dump(),
-            "bundle": bundle_of(),
-            "request": None if request is None else bytes_facts(request),
-        }
-
-    def _list_names(self, run: Fact, names: list[str]) -> None:
-        digest = _names_digest(names)
+    def _list_names(self, run: Fact, digest: str, names: list[str]) -> None:
         if not self._log.holds(NAMES, run=run, sha256=digest):
             self._log.append(NAMES, run=run, sha256=digest, names=names)
 
@@ -96,27 +111,15 @@ def _asked(request: bytes | None) -> _Asked:
         return _Asked()
 
 
-def _reply_facts(sent: Outline, payload: bytes) -> Facts:
-    return {
-        **bytes_facts(payload),
-        "facts": sorted(sent.facts),
-        "counts": {name: sent.facts[name] for name in COUNTS if name in sent.facts},
-        "arrays": {
-            prefix: {"count": len(sizes), "bytes": sum(sizes.values()), "names": _names_digest(sorted(sizes))}
-            for prefix, sizes in sorted(_by_prefix(sent.arrays).items())
-        },
-    }
-
-
-def _by_prefix(arrays: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Arrays ``prefix/name`` by prefix, then by name."""
-    found: dict[str, dict[str, Any]] = {}
+def _by_prefix(arrays: Mapping[str, int]) -> dict[str, dict[str, int]]:
+    """Sizes of arrays ``prefix/name`` by prefix, then by name."""
+    found: dict[str, dict[str, int]] = {}
     for full_name, size in arrays.items():
         prefix, _, name = full_name.partition("/")
         found.setdefault(prefix, {})[name] = size
     return found
 
 
-def _names_digest(names: list[str]) -> str:
-    """SHA-256 of sorted names, a line each."""
-    return hashlib.sha256("".join(f"{name}\n" for name in names).encode()).hexdigest()
+def _names_digest(names: Iterable[str]) -> str:
+    """SHA-256 of the sorted names, a line each."""
+    return hashlib.sha256("".join(f"{name}\n" for name in sorted(names)).encode()).hexdigest()

@@ -33,11 +33,11 @@ class RunState:
             return None
         stored = file.read_bytes()
         answer = stored[SEAL_BYTES:]
-        return answer if stored[:SEAL_BYTES] == seal(request, answer) else None
+        return answer if stored[:SEAL_BYTES] == _seal(request, answer) else None
 
     def store_answer(self, request: bytes, answer: bytes) -> None:
         """Remember the answer, in place of the previous one."""
-        write_atomic(self._answer_file, seal(request, answer) + answer)
+        write_atomic(self._answer_file, _seal(request, answer) + answer)
 
     def local_before(self, round_number: int) -> dict[str, np.ndarray]:
         """Local parameters as they were before the given round; empty for a site that has not trained yet.
@@ -60,7 +60,7 @@ class RunState:
         return self.folder / ANSWER_FILE
 
 
-def seal(request: bytes, answer: bytes) -> bytes:
+def _seal(request: bytes, answer: bytes) -> bytes:
     """What names a request and its answer."""
     return hashlib.sha256(request).digest() + hashlib.sha256(answer).digest()
 

@@ -27,11 +27,10 @@ class Checkpoint(NamedTuple):
     facts: dict[str, Any]
 
 
-def write_atomic(path: Path, data: bytes, mode: int = 0o600, durable: bool = True) -> None:
+def write_atomic(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Write a file that other processes, and the disk after a power cut, see whole or not at all.
 
     The temporary file is in the same folder, private until its ``mode`` is set; an existing file is replaced.
-    Without ``durable`` nothing is promised of a power cut.
     """
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
@@ -39,18 +38,16 @@ def write_atomic(path: Path, data: bytes, mode: int = 0o600, durable: bool = Tru
             file.write(data)
             file.flush()
             os.fchmod(file.fileno(), mode)
-            if durable:
-                os.fsync(file.fileno())
+            os.fsync(file.fileno())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
-    if durable:
-        sync_folder(path.parent)
+    sync_folder(path.parent)  # the rename itself must survive a power cut
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names that were given in the folder survive a power cut."""
+    """Let the names in a folder survive a power cut."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)

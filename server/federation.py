@@ -71,7 +71,7 @@ class Federation:
         self._early_stop = EarlyStop(federation.early_stop)
 
     def run(self) -> None:
-        """Raises RunFailed without a quorum or with too few rounds, and AuditError when the record cannot be kept."""
+        """Raises RunFailed without a quorum or with too few rounds, AuditError when nothing can be recorded."""
         with self._record.of_run(self._resume):
             self._run()
 

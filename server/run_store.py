@@ -58,11 +58,11 @@ class RunStore:
         return store
 
     @classmethod
-    def open(cls, folder: Path) -> RunStore:
+    def open(cls, folder: Path, durable: bool = True) -> RunStore:
         """An existing run; raises InputError where there is none."""
         if not (folder / "run.json").is_file():
             raise InputError([Problem(str(folder), "", "holds no run", "Start one without --resume.")])
-        return cls(folder)
+        return cls(folder, durable)
 
     @property
     def run(self) -> str:
