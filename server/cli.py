@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from flexmoe_core.command_line import run_command_line
+from server.audit_commands import audit
 from server.report.page import write_report
 
 app = typer.Typer(
@@ -16,6 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Coordinate a federation of Flex-MoE.",
 )
+app.add_typer(audit, name="audit")
 
 
 @app.callback()
