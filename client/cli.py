@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from client.audit_commands import audit
 from client.check import CheckResult, check_site
 from client.coverage import Coverage
 from client.key_commands import keygen
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
+app.add_typer(audit, name="audit")
 
 
 @app.callback()

@@ -10,6 +10,7 @@ import typer
 from flexmoe_core.command_line import run_command_line
 from server.deployment import commands, run_commands
 from server.deployment.health import health
+from server.audit_commands import audit
 from server.report.page import write_report
 
 app = typer.Typer(
@@ -18,6 +19,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Coordinate a federation of Flex-MoE.",
 )
+app.add_typer(audit, name="audit")
 
 
 @app.callback()

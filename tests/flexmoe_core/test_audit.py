@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -143,6 +144,22 @@ def test_processes_that_append_at_once_lose_and_mix_nothing(tmp_path: Path) -> N
     for name in "abcd":
         numbers = [entry.facts["number"] for entry in verdict.entries if entry.facts["process"] == name]
         assert numbers == list(range(each))
+
+
+def test_a_process_that_is_killed_at_any_moment_leaves_a_record_that_holds(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    for number in range(6):
+        size = path.stat().st_size if number else 0
+        command = [sys.executable, "-c", APPEND, str(path), "x" * 5000, "100000"]
+        process = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": "."})
+        while not path.exists() or path.stat().st_size < size + 20_000:
+            time.sleep(0.001)
+        process.kill()
+        process.wait()
+        assert verify(path).unbroken
+    AuditLog(path).append("went on")
+    assert verify(path).unbroken
+    assert verify(path).notes == ()
 
 
 def test_a_kill_between_line_and_head_is_a_note_that_the_next_line_repairs(tmp_path: Path) -> None:
