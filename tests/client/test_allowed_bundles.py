@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from client.allowed_bundles import ALLOWED_FILE, allow, listed, own_bundle, parse_hash, remove
+from client.allowed_bundles import ALLOWED_FILE, allow, listed, parse_hash, remove
 from client.guard import allowed_bundles
+from client.own_bundle import own_bundle
 from flexmoe_core.errors import InputError
 
 ONE, TWO = "1" * 64, "a" * 64
