@@ -1,19 +1,13 @@
-"""The bundles of code that a hospital lets a coordinator run: a list of SHA-256 hashes, and that of our own version.
+"""The bundles of code that a hospital lets a coordinator run: a list of SHA-256 hashes.
 
 `client/guard.py` reads the list anew at every message.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-import tempfile
-from importlib.metadata import version
 from pathlib import Path
 
-from flwr.cli.build import build_fab_from_disk
-
-from flexmoe_core.app_folder import write_app_folder
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.errors import InputError, Problem
 
@@ -22,13 +16,6 @@ HEADER = (
     "# The bundles of code that the coordinator may run here: one SHA-256 a line, comments after '#'.\n"
     "# The list is read anew at every message.\n"
 )
-
-
-def own_bundle() -> tuple[str, str]:
-    """The SHA-256 of the bundle that the installed packages make, and their version."""
-    with tempfile.TemporaryDirectory() as scratch:
-        content = build_fab_from_disk(write_app_folder(Path(scratch)))
-    return hashlib.sha256(content).hexdigest(), version("flexmoe-federated")
 
 
 def listed(node: Path) -> dict[str, str]:

@@ -1,4 +1,7 @@
-"""The commands of flexmoe-client that run a hospital's node: start, allow, status, health."""
+"""The commands of flexmoe-client that run a hospital's node: start, allow, status, health.
+
+What needs PyTorch or Flower is imported where it is used: a container asks for its health twice a minute.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,10 @@ from typing import Annotated
 import typer
 
 from client.allowed_bundles import allow as add_to_list
-from client.allowed_bundles import listed, own_bundle, parse_hash, remove
-from client.node import StartOptions, start_node
+from client.allowed_bundles import listed, parse_hash, remove
 from client.node_folder import NodeFolder
 from client.node_status import NodeStatus, as_json, ill_health, is_connected, latest_run, read_status, running_pid
 from flexmoe_core.command_line import FAILED, tell
-from flexmoe_core.devices import AUTOMATIC
 from flexmoe_core.errors import InputError, Problem
 
 NodeArgument = Annotated[Path, typer.Argument(metavar="NODE", show_default=False)]
@@ -25,7 +26,7 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, show_default="a free
 def start(
     node: NodeArgument,
     data: Annotated[Path, typer.Option(metavar="DIR", help="Your site folder, which holds site.toml.")],
-    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1.")] = AUTOMATIC,
+    device: Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1.")] = "auto",
     study: Annotated[
         Path | None,
         typer.Option(help="The coordinator's study.toml. By default the one in DIR, or else the one beside DIR."),
@@ -42,6 +43,8 @@ def start(
 
     Only code that you have allowed runs here: see 'flexmoe-client allow'.
     """
+    from client.node import StartOptions, start_node  # noqa: PLC0415
+
     options = StartOptions(data, device, study, runtime_port, health_port)
     raise typer.Exit(start_node(NodeFolder(node.resolve()), options))
 
@@ -68,6 +71,8 @@ def allow(
         for digest in [parse_hash(text) for text in hashes]:
             _allow(folder, digest, time.strftime("allowed on %Y-%m-%d"))
     elif not show:
+        from client.own_bundle import own_bundle  # noqa: PLC0415
+
         digest, version = own_bundle()
         _allow(folder, digest, f"flexmoe-federated {version}, allowed on {time.strftime('%Y-%m-%d')}")
         typer.echo(f"It is the bundle of flexmoe-federated {version}, as installed here.")

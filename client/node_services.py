@@ -33,6 +33,7 @@ SETTINGS = {
     "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
     "PYTHONUNBUFFERED": "1",
 }
+LONGEST_PAUSE_S = 15.0  # a coordinator holds the session of a node that was killed for a minute
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
 SUPERNODE, SUPEREXEC, TUNNEL = "supernode", "superexec", "tunnel"
 
@@ -107,7 +108,7 @@ def _service(
     judges: dict[str, Judge],
     pause_s: float,
 ) -> Service:
-    return Service(name, command, environment, node.logs / f"{name}.log", pause_s, judges.get(name))
+    return Service(name, command, environment, node.logs / f"{name}.log", pause_s, LONGEST_PAUSE_S, judges.get(name))
 
 
 def _quoted(value: object) -> str:

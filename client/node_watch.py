@@ -16,6 +16,7 @@ from client.node_refusals import refusal, transport_trouble, tunnel_trouble
 SILENCE_S = 90.0  # a living heartbeat says something every 50 s, in an outage too
 OLD_SESSION_S = 120.0  # the coordinator forgets a session 60 s after its last heartbeat
 REFUSED_PULLS = 3
+WARN_AHEAD_S, WARN_BEHIND_S = 3, 240  # the coordinator's Date header may itself be two seconds late
 
 STARTED = "Starting Flower SuperNode"
 FLEET = re.compile(r"fleet (\w+) (?:(\d{3})(?: clock ([+-]\d+))?(?: code (\d+))?|failed (\w+): ?(.*))")
@@ -76,7 +77,7 @@ class NodeWatch:
         elif found := FLEET.match(line):
             return self._fleet(found)
         elif found := RUN.search(line):
-            self._know(run=found[1], round=found[2] or "")
+            self._know(run=found[1], round=found[2] if (found[2] or "").isdecimal() else "")
         elif found := RECEIVING.search(line):
             self._know(message=found[1], received=self._clock())
         elif SENT in line:
@@ -145,7 +146,7 @@ class NodeWatch:
         if not self.facts.session:
             self._tell(f"connected to the coordinator at {self._address}")
         self._know(session=True, last_contact=self._clock())
-        if ahead_s > 2 or ahead_s < -240:
+        if ahead_s > WARN_AHEAD_S or ahead_s < -WARN_BEHIND_S:
             way = "ahead of" if ahead_s > 0 else "behind"
             self._trouble(
                 f"this machine's clock is {abs(ahead_s)} s {way} the coordinator's; more than 5 s ahead or 300 s "

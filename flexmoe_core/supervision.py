@@ -23,7 +23,6 @@ from flexmoe_core import warden
 from flexmoe_core.service_log import ServiceLog, plain
 
 STABLE_S = 60.0  # a service that ran so long starts again without a longer pause
-LONGEST_PAUSE_S = 60.0
 GRACE_S = 10.0
 STEP_S = 0.2
 LONGEST_LINE = 16 * 1024
@@ -37,7 +36,7 @@ class Service:
 
     ``judge`` reads every line of its output, and an empty one at least once a second so that it may judge silence;
     it answers in words why the service must be restarted, or None. ``restart_after_s`` is the pause before the next
-    start; it doubles, up to a minute, for as long as the service does not stay up.
+    start; it doubles, up to ``longest_pause_s``, for as long as the service does not stay up.
     """
 
     name: str
@@ -45,6 +44,7 @@ class Service:
     environment: Mapping[str, str]
     log: Path
     restart_after_s: float = 5.0
+    longest_pause_s: float = 60.0
     judge: Callable[[str], str | None] | None = None
 
 
@@ -181,7 +181,7 @@ class _Child:
         if ran_s > STABLE_S:
             self._pause_s = self.service.restart_after_s
         pause_s = self._pause_s
-        self._pause_s = min(max(2 * pause_s, 0.01), max(LONGEST_PAUSE_S, self.service.restart_after_s))
+        self._pause_s = max(min(2 * pause_s, self.service.longest_pause_s), self.service.restart_after_s)
         self._next_start = time.monotonic() + pause_s
         self.state = ServiceState(
             self.service.name, None, None, time.time() + pause_s, self.state.restarts + 1, reason
