@@ -32,9 +32,7 @@ def make_keys(folder: Path, site: str) -> Enrollment:
 
     Raises InputError where there are keys already: to make new ones is to become another node.
     """
-    if any((folder / name).exists() for name in (NODE_KEY, IDENTITY_KEY, TLS_KEY, ENROLLMENT)):
-        remedy = "Choose another folder. New keys mean a new enrollment."
-        raise InputError([Problem(str(folder), "", "holds keys already", remedy)])
+    _require_no_keys(folder)
     node, identity, tls = (
         ec.generate_private_key(ec.SECP384R1()),
         Ed25519PrivateKey.generate(),
@@ -44,11 +42,12 @@ def make_keys(folder: Path, site: str) -> Enrollment:
         "site": site,
         "node_key": _public_line(node),
         "identity_key": _public_line(identity),
-        "certificate_request": _certificate_request(tls, site[:64] or "-"),
+        "certificate_request": _certificate_request(tls, site),
     }
     enrollment = validate(public, Enrollment, "--site")
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=FOLDER_MODE)
+        folder.chmod(FOLDER_MODE)
         write_atomic(folder / NODE_KEY, _private(node, PrivateFormat.OpenSSH))
         write_atomic(folder / IDENTITY_KEY, _private(identity, PrivateFormat.OpenSSH))
         write_atomic(folder / TLS_KEY, _private(tls, PrivateFormat.PKCS8))
@@ -57,6 +56,16 @@ def make_keys(folder: Path, site: str) -> Enrollment:
         what = f"cannot hold keys: {error.strerror}"
         raise InputError([Problem(str(folder), "", what, "Name a folder that you may write to.")]) from None
     return enrollment
+
+
+def _require_no_keys(folder: Path) -> None:
+    try:
+        there = any((folder / name).exists() for name in (NODE_KEY, IDENTITY_KEY, TLS_KEY, ENROLLMENT))
+    except OSError:
+        return  # to write there will fail, and say why
+    if there:
+        remedy = "Choose another folder. New keys mean a new enrollment."
+        raise InputError([Problem(str(folder), "", "holds keys already", remedy)])
 
 
 def _private(key: PrivateKey, form: PrivateFormat) -> bytes:
@@ -68,6 +77,8 @@ def _public_line(key: PrivateKey) -> str:
 
 
 def _certificate_request(key: ec.EllipticCurvePrivateKey, site: str) -> str:
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, site)])
+    # validation refuses a name that cannot stand here, together with everything else that it finds
+    common_name = site.encode("ascii", "replace").decode()[:64] or "-"
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
     request = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, SHA256())
     return request.public_bytes(Encoding.PEM).decode()

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP384R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_public_key
 from pydantic import AfterValidator, AwareDatetime, Field
@@ -22,43 +22,48 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.validation import Finding, Findings, FrozenModel, SafeName, validate
 
 LARGEST_FILE = 1 << 20
+REMEDY = "Take the file that 'flexmoe-client keygen' wrote."
 
 
 def _node_key(line: str) -> str:
-    if not isinstance(_read_public(line), EllipticCurvePublicKey):
-        raise Findings(Finding("is not an elliptic-curve key", "Take the file that 'flexmoe-client keygen' wrote."))
-    return line
+    key = _read_public(line)
+    if not (isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP384R1)):
+        raise Findings(Finding("is not an elliptic-curve key on P-384", REMEDY))
+    return _line(key)
 
 
 def _identity_key(line: str) -> str:
-    if not isinstance(_read_public(line), Ed25519PublicKey):
-        raise Findings(Finding("is not an Ed25519 key", "Take the file that 'flexmoe-client keygen' wrote."))
-    return line
+    key = _read_public(line)
+    if not isinstance(key, Ed25519PublicKey):
+        raise Findings(Finding("is not an Ed25519 key", REMEDY))
+    return _line(key)
 
 
 def _certificate_request(text: str) -> str:
     try:
-        sound = x509.load_pem_x509_csr(text.encode()).is_signature_valid
-    except (ValueError, UnsupportedAlgorithm):
+        request = x509.load_pem_x509_csr(text.encode())
+        key = request.public_key()
+        sound = isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1)
+        sound = sound and request.is_signature_valid
+    except (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion):
         sound = False
     if not sound:
-        what = "is not a certificate request signed by its own key"
-        raise Findings(Finding(what, "Take the file that 'flexmoe-client keygen' wrote."))
-    return text
+        raise Findings(Finding("is not a certificate request signed by its own P-256 key", REMEDY))
+    return request.public_bytes(Encoding.PEM).decode()
 
 
 def _certificate(text: str) -> str:
     try:
         x509.load_pem_x509_certificate(text.encode())
-    except ValueError:
+    except (ValueError, x509.InvalidVersion):
         raise Findings(Finding("is not a certificate", "Ask the coordinator for the file again.")) from None
     return text
 
 
 NodeKey = Annotated[str, AfterValidator(_node_key)]
-"""OpenSSH line of the key by which Flower knows a node."""
+"""OpenSSH line, without a comment, of the key by which Flower knows a node."""
 IdentityKey = Annotated[str, AfterValidator(_identity_key)]
-"""OpenSSH line of the key that signs what a site says."""
+"""OpenSSH line, without a comment, of the key that signs what a site says."""
 CertificateRequest = Annotated[str, AfterValidator(_certificate_request)]
 Certificate = Annotated[str, AfterValidator(_certificate)]
 
@@ -104,13 +109,13 @@ class Roster(FrozenModel):
 class Welcome(FrozenModel):
     """What the coordinator tells a hospital: where it is, how to know it, and who else takes part.
 
-    ``address`` is host:port. ``client_certificate`` is there where the coordinator asks for one.
+    ``address`` is host:port or [IPv6]:port. ``client_certificate`` is there where the coordinator asks for one.
     """
 
     format: Literal[1] = 1
     site: SafeName
     study: SafeName
-    address: str = Field(pattern=r"^[^\s:/]+:[0-9]{1,5}$")
+    address: str = Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
     certificate_authority: Certificate
     client_certificate: Certificate | None
     roster: Roster
@@ -122,16 +127,18 @@ FileT = TypeVar("FileT", bound=FrozenModel)
 def read_public_file(kind: type[FileT], path: Path) -> FileT:
     """An enrollment, roster or welcome; raises InputError with everything that is wrong in it."""
     try:
-        text = path.read_bytes()[: LARGEST_FILE + 1]
+        with path.open("rb") as file:
+            text = file.read(LARGEST_FILE + 1)
     except OSError as error:
         remedy = "Check the path."
         raise InputError([Problem(str(path), "", f"cannot be read: {error.strerror}", remedy)]) from None
+    if len(text) > LARGEST_FILE:
+        what = f"is larger than {LARGEST_FILE >> 20} MiB"
+        raise InputError([Problem(str(path), "", what, "Check the path.")])
     try:
-        data = json.loads(text) if len(text) <= LARGEST_FILE else None
+        data = json.loads(text)
     except (ValueError, RecursionError):
-        data = None
-    if data is None:
-        raise InputError([Problem(str(path), "", "is no JSON file of that kind", "Check the path.")])
+        raise InputError([Problem(str(path), "", "is not a JSON file", "Check the path.")]) from None
     return validate(data, kind, str(path))
 
 
@@ -153,5 +160,10 @@ def _read_public(line: str) -> EllipticCurvePublicKey | Ed25519PublicKey:
     except (ValueError, UnsupportedAlgorithm, IndexError):
         key = None
     if not isinstance(key, EllipticCurvePublicKey | Ed25519PublicKey):
-        raise Findings(Finding("is not an OpenSSH public key", "Take the file that 'flexmoe-client keygen' wrote."))
+        raise Findings(Finding("is not an OpenSSH public key", REMEDY))
     return key
+
+
+def _line(key: EllipticCurvePublicKey | Ed25519PublicKey) -> str:
+    """Without a comment: the same key is the same line."""
+    return key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()

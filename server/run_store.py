@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -45,7 +46,7 @@ class RunStore:
         """A new run; raises InputError where the folder already holds something or cannot be made."""
         try:
             if folder.exists() and any(folder.iterdir()):
-                remedy = "Choose another folder, or continue that run with --resume."
+                remedy = "Choose another folder, or resume the run that is there."
                 raise InputError([Problem(str(folder), "", "is not empty", remedy)])
             (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -61,7 +62,7 @@ class RunStore:
     def open(cls, folder: Path, durable: bool = True) -> RunStore:
         """An existing run; raises InputError where there is none."""
         if not (folder / "run.json").is_file():
-            raise InputError([Problem(str(folder), "", "holds no run", "Start one without --resume.")])
+            raise InputError([Problem(str(folder), "", "holds no run", "Correct the path, or start a run.")])
         return cls(folder, durable)
 
     @property
@@ -116,7 +117,7 @@ class RunStore:
         self._append("history.jsonl", row)
 
     def history(self) -> list[dict[str, Any]]:
-        """All lines of history.jsonl; a last one that a kill cut short is left out."""
+        """All lines of history.jsonl; those that a kill cut short are left out."""
         return self._rows("history.jsonl")
 
     def append_event(self, row: Mapping[str, Any]) -> None:
@@ -125,12 +126,14 @@ class RunStore:
             self._append("events.jsonl", row)
 
     def events(self) -> list[dict[str, Any]]:
-        """All lines of events.jsonl."""
+        """All lines of events.jsonl; those that a kill cut short are left out."""
         return self._rows("events.jsonl")
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
-        with (self.folder / name).open("a") as file:
-            file.write(_line(row))
+        with (self.folder / name).open("a+b") as file:
+            if file.tell() and not _ends_a_line(file):
+                file.write(b"\n")  # a kill cut the last line short
+            file.write(_line(row).encode())
 
     def _rows(self, name: str) -> list[dict[str, Any]]:
         file = self.folder / name
@@ -139,7 +142,7 @@ class RunStore:
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                break
+                continue
         return rows
 
     def rewind_history(self, last_round: int) -> None:
@@ -181,3 +184,8 @@ class RunStore:
 
 def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, sort_keys=True, allow_nan=False) + "\n"
+
+
+def _ends_a_line(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"

@@ -59,8 +59,12 @@ class FlowerRun:
         return self.status.startswith("finished")
 
 
+class NoAnswer(RunFailed):
+    """The SuperLink cannot be reached: it may be starting."""
+
+
 class Control:
-    """Requests to the SuperLink on this machine; raise RunFailed where it does not answer or refuses."""
+    """Requests to the SuperLink on this machine; raise NoAnswer, or RunFailed where it refuses."""
 
     def __init__(self, port: int, authority: bytes) -> None:
         self._address = f"127.0.0.1:{port}"
@@ -115,13 +119,15 @@ class Control:
         return bool(self._ask(lambda: self._client.StopRun(StopRunRequest(run_id=run_id))).success)
 
     def _ask(self, request: Callable[[], T]) -> T:
+        superlink = f"the SuperLink at {self._address}"
         try:
             return request()
         except httpx.HTTPStatusError as error:
-            what = f"refuses with status {error.response.status_code}: {error.response.text[:200]}"
+            said = f"status {error.response.status_code}: {error.response.text[:200]}"
+            raise RunFailed(f"{superlink} refuses with {said}") from None
         except httpx.TransportError as error:
-            what = f"does not answer ({type(error).__name__}). Is 'flexmoe-server start' running?"
-        raise RunFailed(f"the SuperLink at {self._address} {what}")
+            said = f"({type(error).__name__}). Is 'flexmoe-server start' running?"
+            raise NoAnswer(f"{superlink} does not answer {said}") from None
 
     def close(self) -> None:
         """Close its connections."""

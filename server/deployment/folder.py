@@ -35,9 +35,7 @@ class CoordinatorFolder:
     def create(cls, path: Path, settings: CoordinatorSettings, study: Study, now: datetime) -> CoordinatorFolder:
         """A new folder with an authority, a certificate and a secret; raises InputError where something is there."""
         path = path.resolve()
-        if not re.fullmatch(r"[^\s\"'\\;${}]+", str(path)):
-            remedy = "Choose a path without spaces, quotes, '\\', ';', '$' and braces."
-            raise InputError([Problem(str(path), "", "cannot stand in nginx's configuration", remedy)])
+        _require_plain(path)
         try:
             if path.exists() and any(path.iterdir()):
                 raise InputError([Problem(str(path), "", "is not empty", "Choose another folder.")])
@@ -64,6 +62,7 @@ class CoordinatorFolder:
             remedy = "Make one with 'flexmoe-server init', or correct the path."
             raise InputError([Problem(str(path), "", "is no coordinator's folder", remedy)])
         folder = cls(path.resolve())
+        _require_plain(folder.path)
         folder._require_private()
         return folder
 
@@ -92,8 +91,16 @@ class CoordinatorFolder:
         """The coordinator's own key and certificate."""
         return self._pair("server")
 
+    @property
+    def authority_certificate(self) -> bytes:
+        """What the coordinator's own processes know the SuperLink by; the authority's key may be elsewhere."""
+        return self._read("authority.crt")
+
     def run_folder(self, name: str) -> Path:
-        """Where a run of that name is, or would be."""
+        """Where a run of that name is, or would be; raises InputError where the name is no plain one."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+            remedy = "Use letters, digits, '.', '_' and '-', 64 at most, and begin with a letter or digit."
+            raise InputError([Problem(name, "", "cannot be the name of a run", remedy)])
         return self.path / "runs" / name
 
     def save_roster(self, roster: Roster) -> None:
@@ -105,7 +112,14 @@ class CoordinatorFolder:
         self._write_pair("server", issue_server(self.authority, self.settings.outside.names, now))
 
     def _pair(self, stem: str) -> KeyAndCertificate:
-        return KeyAndCertificate((self.path / f"{stem}.key").read_bytes(), (self.path / f"{stem}.crt").read_bytes())
+        return KeyAndCertificate(self._read(f"{stem}.key"), self._read(f"{stem}.crt"))
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return (self.path / name).read_bytes()
+        except OSError as error:
+            what, remedy = f"cannot be read: {error.strerror}", "Restore it from your backup."
+            raise InputError([Problem(str(self.path / name), "", what, remedy)]) from None
 
     def _write_pair(self, stem: str, pair: KeyAndCertificate) -> None:
         self._write(f"{stem}.key", pair.key, SECRET_MODE)
@@ -127,3 +141,9 @@ class CoordinatorFolder:
     def secrets(self) -> Sequence[Path]:
         """Files that must be for their owner alone."""
         return [self.path / name for name in ("authority.key", "server.key", "superexec.secret")]
+
+
+def _require_plain(path: Path) -> None:
+    if not re.fullmatch(r"[^\s\"'\\;${}]+", str(path)) or not str(path).isprintable():
+        remedy = "Choose a path without spaces, quotes, '\\', ';', '$' and braces."
+        raise InputError([Problem(str(path), "", "cannot stand in nginx's configuration", remedy)])

@@ -5,6 +5,9 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.enrollment import Enrollment, Member, Roster, Welcome
 from flexmoe_core.errors import InputError, Problem
@@ -15,14 +18,18 @@ from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
 def enroll(folder: CoordinatorFolder, enrollment: Enrollment, now: datetime) -> Path:
     """Put a hospital on the roster, and write what it is to be told.
 
-    Raises InputError where its name is taken, or one of its keys was ever seen before.
+    Raises InputError where its name is taken, or one of its keys was ever seen before, on whatever name.
     """
     roster = folder.roster
     if enrollment.site in roster.active:
         remedy = f"Revoke it first: flexmoe-server revoke {folder.path} {enrollment.site}"
         raise InputError([Problem(enrollment.site, "", "is enrolled already", remedy)])
+    for site in roster.active:
+        if site.casefold() == enrollment.site.casefold():
+            what = f"is {site} in other capitals, and the proxy does not tell them apart"
+            raise InputError([Problem(enrollment.site, "", what, "Agree on another name with the hospital.")])
     for other in roster.members:
-        if {enrollment.node_key, enrollment.identity_key} & {other.node_key, other.identity_key}:
+        if _public_keys(enrollment) & _public_keys(other):
             remedy = "Its engineer must make new keys: flexmoe-client keygen"
             raise InputError([Problem(enrollment.site, "", f"has a key that {other.site} had", remedy)])
     member = Member(**enrollment.model_dump(exclude={"format"}), enrolled=now.astimezone(UTC))
@@ -65,3 +72,12 @@ def active_member(roster: Roster, site: str) -> Member:
         known = ", ".join(roster.active) or "nobody"
         raise InputError([Problem(site, "", "is not enrolled", f"Enrolled: {known}.")])
     return roster.active[site]
+
+
+def _public_keys(of: Enrollment | Member) -> set[str]:
+    tls = x509.load_pem_x509_csr(of.certificate_request.encode()).public_key()
+    return {
+        of.node_key,
+        of.identity_key,
+        tls.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode(),
+    }

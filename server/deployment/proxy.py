@@ -2,6 +2,8 @@
 
 The SuperLink reads whole bodies before it asks who sends them, and shows its Control API on the same port. A site's
 node gives up for good on most answers of 400 and above, so what nginx refuses for a while it refuses with 503.
+
+What nginx says goes to its output, and so into logs/proxy.log, which is kept within bounds.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flexmoe_core.enrollment import Roster, flower_header
-from server.deployment.settings import CoordinatorSettings
+from server.deployment.settings import CoordinatorSettings, in_brackets
 
 FLEET_CALLS = (
     "activate-node",
@@ -30,12 +32,13 @@ TEMPLATE = """\
 # Written by flexmoe-server; changes are lost at the next enrollment.
 daemon off;
 pid {folder}/run/nginx.pid;
-error_log {folder}/logs/nginx-error.log info;
+error_log stderr info;
 worker_processes auto;
 events {{ worker_connections 1024; }}
 http {{
   server_tokens off;
-  access_log {folder}/logs/nginx-access.log;
+  log_format who '$remote_addr "{who_connects}" "$request" $status $bytes_sent';
+  access_log /dev/stdout who;
   client_body_temp_path {folder}/run/nginx-body;
   proxy_temp_path {folder}/run/nginx-proxy;
   fastcgi_temp_path {folder}/run/nginx-unused;
@@ -56,7 +59,7 @@ http {{
 {client_certificates}
     location / {{ return 404; }}
     location @later {{ return 503; }}
-    location ~ "^/v1/fleet/({calls})$" {{
+    location ~ "^/v1/fleet/({calls})\\z" {{
 {refuse_unbound}      limit_req zone=requests burst=60 nodelay;
       limit_conn connections 12;
       limit_except POST {{ deny all; }}
@@ -71,7 +74,8 @@ http {{
       proxy_connect_timeout 5s;
       proxy_read_timeout 60s;
       proxy_send_timeout 60s;
-      proxy_pass https://superlink;
+      # the call that was matched, not what the client wrote for it
+      proxy_pass https://superlink/v1/fleet/$1;
       proxy_http_version 1.1;
       proxy_set_header Connection "";
       proxy_set_header Host $host;
@@ -101,7 +105,8 @@ def nginx_configuration(folder: Path, settings: CoordinatorSettings, roster: Ros
         binding=_binding(roster) if bound else "",
         who="$ssl_client_s_dn" if bound else "$binary_remote_addr",
         rate=outside.requests_per_second,
-        listen=outside.listen,
+        who_connects="$ssl_client_s_dn" if bound else "-",
+        listen=in_brackets(outside.listen),
         port=outside.port,
         client_certificates=CLIENT_CERTIFICATES.format(folder=folder) if bound else "",
         refuse_unbound=REFUSE_UNBOUND if bound else "",

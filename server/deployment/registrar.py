@@ -7,11 +7,12 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.enrollment import Roster
 from flexmoe_core.errors import FlexMoeError, RunFailed
-from server.deployment.control import Control, control, flower_key
+from server.deployment.control import Control, NoAnswer, control, flower_key
 from server.deployment.folder import SECRET_MODE, CoordinatorFolder
 from server.deployment.proxy import nginx_configuration
 
@@ -31,22 +32,33 @@ def write_proxy_configuration(folder: CoordinatorFolder) -> bool:
 
 def reload_proxy(folder: CoordinatorFolder) -> None:
     """Let a running nginx read its configuration and certificates again; connections stay."""
+    run = folder.path / "run"
     with suppress(OSError, ValueError):
-        os.kill(int((folder.path / "run" / "nginx.pid").read_text()), signal.SIGHUP)
+        pid = int((run / "nginx.pid").read_text())
+        # the file outlives an nginx that was killed, and another process may have its number since
+        if str(run / "nginx.conf").encode() in Path(f"/proc/{pid}/cmdline").read_bytes():
+            os.kill(pid, signal.SIGHUP)
 
 
 def bring_into_step(nodes: Control, roster: Roster, tell: Tell) -> None:
-    """Register who is on the roster and not known yet, and unregister who is known and not on it."""
+    """Unregister who is known and not on the roster, and register who is on it and not known yet."""
     wanted = {flower_key(member.node_key): site for site, member in roster.active.items()}
     known = {node.public_key: node for node in nodes.nodes()}
-    for key, site in wanted.items():
-        if key not in known:
-            nodes.register(site, roster.active[site].node_key)
-            tell(f"{site} may connect")
     for key, node in known.items():
         if key not in wanted:
             nodes.unregister(node)
             tell(f"{node.name or node.node_id} may connect no more")
+    for key, site in wanted.items():
+        if key in known:
+            continue
+        try:
+            nodes.register(site, roster.active[site].node_key)
+        except NoAnswer:
+            raise
+        except RunFailed as error:
+            tell(f"{site} cannot be let in: {error}")  # one hospital's trouble is not the others'
+        else:
+            tell(f"{site} may connect")
 
 
 class Registrar(threading.Thread):
@@ -70,14 +82,14 @@ class Registrar(threading.Thread):
                 roster = self._folder.roster
                 if roster == done:
                     continue
-                with control(self._folder.settings.inside.port, self._folder.authority.certificate) as nodes:
-                    bring_into_step(nodes, roster, self._tell)
                 if write_proxy_configuration(self._folder):
                     reload_proxy(self._folder)
+                with control(self._folder.settings.inside.port, self._folder.authority_certificate) as nodes:
+                    bring_into_step(nodes, roster, self._tell)
                 done, trouble = roster, ""
-            except RunFailed:
+            except NoAnswer:
                 continue  # the SuperLink is starting, or its supervisor tells what is wrong with it
-            except FlexMoeError as error:
+            except (FlexMoeError, OSError) as error:
                 if str(error) != trouble:
                     trouble = str(error)
                     self._tell(trouble)

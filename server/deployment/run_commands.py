@@ -21,16 +21,16 @@ from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import settings_with
 
-RunName = Annotated[str | None, typer.Option("--run", help="Name of the run. [default: the latest]")]
+RunName = Annotated[str | None, typer.Option("--run", help="Name of the run. Without it: the latest.")]
 Follow = Annotated[bool, typer.Option(help="Show its progress until it ends.")]
 Expected = Annotated[
-    int | None, typer.Option(min=0, help="Hospitals to wait for at the start. [default: all that are enrolled]")
+    int | None, typer.Option(min=0, help="Hospitals to wait for at the start. Without it: all that are enrolled.")
 ]
 
 
 def run(
     folder: Folder,
-    name: Annotated[str | None, typer.Option(help="Name of the run's folder. [default: the time]")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run's folder. Without it: the time.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Short for --set federation.rounds=N.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Same seed, same result.")] = None,
     preset: Annotated[str, typer.Option(help=f"Sizes to start from: {', '.join(PRESETS)}.")] = DEFAULT_PRESET,
@@ -55,7 +55,6 @@ def resume(folder: Folder, name: RunName = None, expected: Expected = None, foll
     """Continue a run from its last checkpoint, on this machine or on another that has its folder in runs/."""
     deployment = Deployment(CoordinatorFolder.open(folder))
     store = deployment.open(name)
-    store.save_roster(deployment.folder.roster)
     _submit(deployment, store, resume=True, expected=expected, follow=follow)
 
 
@@ -83,13 +82,16 @@ def status(
 
 def _submit(deployment: Deployment, store: RunStore, resume: bool, expected: int | None, follow: bool) -> None:
     console, members = Console(), len(deployment.folder.roster.active)
+    told = len(store.events())
     submission = deployment.submit(store, resume, members if expected is None else expected)
     console.print(f"Run       {store.folder}", highlight=False, soft_wrap=True)
     console.print(f"Bundle    {submission.bundle}", highlight=False)
     if not follow:
         return
     with round_progress(console, store.settings.federation.rounds) as observe:
-        deployment.follow(store, observe, lambda sentence: console.print(sentence, style="yellow", markup=False))
+        deployment.follow(
+            store, observe, lambda sentence: console.print(sentence, style="yellow", markup=False), told
+        )
     console.print(f"Results   {store.folder / 'metrics.json'}", highlight=False, soft_wrap=True)
     console.print(f"Report    {write_report(store.folder)}", highlight=False, soft_wrap=True)
 

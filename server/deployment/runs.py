@@ -13,12 +13,13 @@ from typing import Any
 
 from flwr.app import UserConfigValue
 from flwr.cli.build import build_fab_from_disk
+from pydantic import Field
 
 from flexmoe_core.app_folder import write_app_folder
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.errors import InputError, Problem, RunFailed
 from flexmoe_core.validation import FrozenModel, validate
-from server.deployment.control import FlowerRun, control
+from server.deployment.control import FlowerRun, NoAnswer, control
 from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
 from server.run_store import RunStore
 from server.settings import RunSettings
@@ -31,25 +32,27 @@ Observer = Callable[[Mapping[str, Any]], None]
 class Submission(FrozenModel):
     """What the SuperLink was given last for a run: Flower's number of it, and the SHA-256 of the code."""
 
-    flower_run: str
+    flower_run: str = Field(pattern=r"^[0-9]{1,20}$")
     bundle: str
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """A coordinator's folder and the runs in it."""
+    """A coordinator's folder and the runs in it.
+
+    A name of a run that cannot be one, and files that are not as they were written, raise InputError.
+    """
 
     folder: CoordinatorFolder
 
     def create(self, name: str, settings: RunSettings) -> RunStore:
-        """A new run with the folder's study and roster; raises InputError."""
+        """A new run with the folder's study, for the hospitals that are enrolled; raises InputError."""
         members = len(self.folder.roster.active)
         if settings.federation.quorum > members:
-            what = f"is {settings.federation.quorum}, and {members} hospitals are enrolled"
+            enrolled = f"{members} hospital{' is' if members == 1 else 's are'} enrolled"
+            what = f"is {settings.federation.quorum}, and {enrolled}"
             raise InputError([Problem("federation.quorum", "", what, "Enroll more of them, or ask for fewer.")])
-        store = RunStore.create(self.folder.run_folder(name), self.folder.study, settings)
-        store.save_roster(self.folder.roster)
-        return store
+        return RunStore.create(self.folder.run_folder(name), self.folder.study, settings)
 
     def open(self, name: str | None) -> RunStore:
         """A run by its name, or the latest; raises InputError where there is none."""
@@ -62,13 +65,17 @@ class Deployment:
         return RunStore.open(max(folders, key=lambda folder: (folder / "run.json").stat().st_mtime))
 
     def submit(self, store: RunStore, resume: bool, expected: int) -> Submission:
-        """Hand the run to the SuperLink. Raises RunFailed, and InputError where the run is still going on."""
-        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+        """Hand the run to the SuperLink, with the roster of now.
+
+        Raises RunFailed, and InputError where the run is still going on.
+        """
+        with control(self.folder.settings.inside.port, self.folder.authority_certificate) as flower:
             before = submission_of(store)
             going = before and flower.run(int(before.flower_run))
             if going and not going.finished:
-                remedy = "Wait for it, or stop it: flexmoe-server stop"
+                remedy = f"Wait for it, or stop it: flexmoe-server stop {self.folder.path} --run {store.folder.name}"
                 raise InputError([Problem(str(store.folder), "", f"is {going.status}", remedy)])
+            store.save_roster(self.folder.roster)
             bundle = build_bundle()
             config: dict[str, UserConfigValue] = {
                 "run-folder": str(store.folder.resolve()),
@@ -86,7 +93,7 @@ class Deployment:
         submission = submission_of(store)
         if submission is None:
             return None
-        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+        with control(self.folder.settings.inside.port, self.folder.authority_certificate) as flower:
             return flower.run(int(submission.flower_run))
 
     def stop(self, store: RunStore) -> bool:
@@ -94,17 +101,20 @@ class Deployment:
         submission = submission_of(store)
         if submission is None:
             return False
-        with control(self.folder.settings.inside.port, self.folder.authority.certificate) as flower:
+        with control(self.folder.settings.inside.port, self.folder.authority_certificate) as flower:
             run = flower.run(int(submission.flower_run))
             return run is not None and not run.finished and flower.stop_run(run.run_id)
 
-    def follow(self, store: RunStore, observe: Observer, tell: Callable[[str], None]) -> None:
-        """Tell every new event and round until the run has ended. Raises RunFailed unless it was finished in full."""
-        events, rounds, lost = 0, len(store.history()), False
+    def follow(self, store: RunStore, observe: Observer, tell: Callable[[str], None], events: int = 0) -> None:
+        """Tell every event after the first ``events`` and every new round until the run has ended.
+
+        Raises RunFailed unless it was finished in full.
+        """
+        rounds, lost = len(store.history()), False
         while True:
             try:
-                run, lost = self.state(store), False
-            except RunFailed as error:
+                run, lost = self._known_state(store), False
+            except NoAnswer as error:
                 run = None
                 if not lost:
                     tell(f"{error} Waiting for it.")
@@ -117,6 +127,13 @@ class Deployment:
                 require_finished(store, run)
                 return
             time.sleep(LOOK_S)
+
+    def _known_state(self, store: RunStore) -> FlowerRun:
+        run = self.state(store)
+        if run is None:
+            resume = f"flexmoe-server resume {self.folder.path} --run {store.folder.name}"
+            raise RunFailed(f"the SuperLink no longer knows {store.folder.name}. Continue it: {resume}")
+        return run
 
 
 def require_finished(store: RunStore, run: FlowerRun) -> None:
@@ -135,4 +152,11 @@ def build_bundle() -> bytes:
 def submission_of(store: RunStore) -> Submission | None:
     """What was submitted last for a run, if anything."""
     file = store.folder / SUBMISSION
-    return validate(json.loads(file.read_bytes()), Submission, str(file)) if file.is_file() else None
+    if not file.is_file():
+        return None
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError):
+        remedy = "Delete it; what it names may be going on still."
+        raise InputError([Problem(str(file), "", "is not whole JSON", remedy)]) from None
+    return validate(data, Submission, str(file))

@@ -72,7 +72,7 @@ def status_of(folder: CoordinatorFolder, run: str | None, expires: str) -> Feder
 
 def _nodes(folder: CoordinatorFolder) -> tuple[list[Node] | None, str]:
     try:
-        with control(folder.settings.inside.port, folder.authority.certificate) as flower:
+        with control(folder.settings.inside.port, folder.authority_certificate) as flower:
             return flower.nodes(), "running"
     except RunFailed as error:
         return None, str(error)

@@ -113,7 +113,7 @@ def read_run(folder: Path) -> FinishedRun:
     store = RunStore.open(folder)
     study, settings = store.study, store.settings
     if not (folder / "results.json").is_file():
-        raise CheckpointError(f"{folder}: the run has not finished; continue it with --resume")
+        raise CheckpointError(f"{folder}: the run has not finished; resume it first")
     arrays, raw_facts = store.results()
     facts = validate(raw_facts, ResultFacts, str(folder / "results.json"))
     history = [validate(row, Round, str(folder / "history.jsonl")) for row in store.history()]

@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from flexmoe_core.enrollment import Member, Roster
 from flexmoe_core.errors import CheckpointError, FlexMoeError, InputError
 from server.run_store import RunStore
 from server.settings import RunSettings
+from tests.flexmoe_core.hospital_keys import enrollment_of
 from tests.server.scripted import STUDY
 
 SETTINGS = RunSettings(seed=5)
@@ -178,3 +181,43 @@ def test_each_round_is_one_line(store: RunStore) -> None:
     store.append_history({"round": 1, "failed": {"north": "a\nb\u2028c"}})
     (line,) = (store.folder / "history.jsonl").read_text().split("\n")[:-1]
     assert json.loads(line) == store.history()[0]
+
+
+def test_events_are_what_is_no_round(store: RunStore) -> None:
+    assert store.events() == []
+    store.append_event({"refused_nodes": {"7": "a reason"}})
+    store.append_event(row(1))
+    store.append_event({"refused_checkpoint": "broken"})
+    assert store.events() == [{"refused_nodes": {"7": "a reason"}}, {"refused_checkpoint": "broken"}]
+    assert store.history() == []
+
+
+@pytest.mark.parametrize("torn", [b'{"refused_checkpoint": "bro', b"\x00\x00", b"\x80"])
+def test_events_after_one_that_a_kill_cut_short_are_kept(store: RunStore, torn: bytes) -> None:
+    store.append_event({"refused_checkpoint": "first"})
+    with (store.folder / "events.jsonl").open("ab") as file:
+        file.write(torn)
+    assert store.events() == [{"refused_checkpoint": "first"}]
+    store.append_event({"refused_checkpoint": "second"})
+    store.append_event({"refused_checkpoint": "third"})
+    assert [event["refused_checkpoint"] for event in store.events()] == ["first", "second", "third"]
+
+
+def test_a_run_without_a_roster_has_none(store: RunStore) -> None:
+    assert store.roster is None
+
+
+def test_a_roster_reads_back_and_is_replaced(store: RunStore) -> None:
+    enrolled = datetime(2026, 3, 1, tzinfo=UTC)
+    north, south = (
+        Member(**enrollment_of(site).model_dump(exclude={"format"}), enrolled=enrolled) for site in ("north", "south")
+    )
+    for members in ((north,), (north, south)):
+        store.save_roster(Roster(members=members))
+        assert RunStore.open(store.folder).roster == Roster(members=members)
+
+
+def test_a_broken_roster_is_an_error_in_words_and_not_no_roster(store: RunStore) -> None:
+    (store.folder / "roster.json").write_text("{")
+    with pytest.raises(InputError, match=r"roster\.json"):
+        _ = store.roster
