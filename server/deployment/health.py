@@ -59,4 +59,4 @@ def _proxy_trouble(outside: OutsideSettings, authority: bytes) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"the proxy's certificate is refused: {error.verify_message}; see 'flexmoe-server renew'"
     except OSError as error:
-        return f"the proxy at {address[0]}:{address[1]} does not answer TLS ({error}); see logs/proxy.log"
+        return f"the proxy at {address[0]}:{address[1]} does not answer TLS ({error}); see logs/proxy.log and nginx-error.log"
