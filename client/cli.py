@@ -2,76 +2,32 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from client.audit_commands import audit
-from client.key_commands import keygen
-from client.node_commands import add_node_commands
-from client.predict_command import predict
-from flexmoe_core.command_line import WRONG_INPUT, run_command_line, tell
-from flexmoe_core.errors import Problem
+from flexmoe_core.command_line import lazy_group, run_command_line
+
+PLACES = {
+    "keygen": "client.key_commands:keygen",
+    "check": "client.check_command:check",
+    "start": "client.node_commands:start",
+    "allow": "client.node_commands:allow",
+    "status": "client.node_commands:status",
+    "health": "client.node_commands:health",
+    "predict": "client.predict_command:predict",
+    "audit": "client.audit_commands:audit",
+}
 
 app = typer.Typer(
+    cls=lazy_group(PLACES),
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
     add_completion=False,
 )
-app.add_typer(audit, name="audit")
 
 
 @app.callback()
 def _commands() -> None:
     """Take part in a federated study. Your patients' data never leave this machine."""
-
-
-app.command()(keygen)
-
-
-@app.command()
-def check(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", show_default=False)],
-    study: Annotated[
-        Path | None,
-        typer.Option(help="The coordinator's study.toml. By default the one in DIR, or else the one beside DIR."),
-    ] = None,
-    min_cell: Annotated[
-        int,
-        typer.Option(min=1, help="Smallest number of training patients of a combination that is announced."),
-    ] = 5,
-) -> None:
-    """Check your files before training, and show which modalities your patients have.
-
-    DIR is your site folder, which holds site.toml and your tables.
-
-    Every problem is listed with its file, line and remedy, never with a patient's value.
-
-    Nothing is written and nothing is sent.
-
-    Exit code 0: you are ready to take part. Exit code 2: there are problems.
-    """
-    # they load PyTorch, which most commands do without
-    from client.check import check_site  # noqa: PLC0415
-    from client.coverage_tables import print_coverage  # noqa: PLC0415
-
-    result = check_site(folder, study)
-    if result.problems:
-        print_problems(result.problems)
-        raise typer.Exit(WRONG_INPUT)
-    print_coverage(result, min_cell)
-
-
-app.command()(predict)
-
-
-def print_problems(problems: tuple[Problem, ...]) -> None:
-    """Each problem on one line of stderr, control characters of file names and keys made visible."""
-    tell(map(str, problems))
-
-
-add_node_commands(app)
 
 
 def main() -> None:

@@ -164,9 +164,3 @@ def _existing(node: Path) -> Path:
     if not node.is_dir():
         raise InputError([Problem(str(node), "", "is not a folder", "Name the node folder, with your keys.")])
     return node.resolve()
-
-
-def add_node_commands(app: typer.Typer) -> None:
-    """Register the commands."""
-    for command in (start, allow, status, health):
-        app.command()(command)

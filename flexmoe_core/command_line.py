@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+
+import click
+import typer
+from typer.core import TyperGroup
 
 from flexmoe_core.errors import CheckpointError, FlexMoeError, InputError
 
@@ -27,3 +32,34 @@ def tell(lines: Iterable[str]) -> None:
     """Print to stderr, control characters of file names and keys made visible."""
     for line in lines:
         print("".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in line), file=sys.stderr)
+
+
+def lazy_group(places: Mapping[str, str]) -> type[TyperGroup]:
+    """A group of commands that are imported when they are called: a container asks for its health twice a minute, and
+    must not load PyTorch each time.
+
+    ``places`` gives each name its ``module:attribute``, a function or a Typer of more commands.
+    """
+
+    class LazyGroup(TyperGroup):
+        """Knows its commands by name."""
+
+        def list_commands(self, ctx: click.Context) -> list[str]:
+            return list(places)
+
+        def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+            return _command(cmd_name, places[cmd_name]) if cmd_name in places else None
+
+    return LazyGroup
+
+
+def _command(name: str, place: str) -> click.Command:
+    module, attribute = place.split(":")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        group = typer.Typer(add_completion=False)
+        group.command(name)(found)
+        found = group
+    command = typer.main.get_command(found)
+    command.name = name
+    return command

@@ -15,6 +15,7 @@ from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import load_study
 from flexmoe_core.supervision import Supervisor
 from flexmoe_core.validation import validate
+from server.deployment.arguments import Folder
 from server.deployment.certificates import expires
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.membership import enroll as enroll_site
@@ -23,8 +24,6 @@ from server.deployment.membership import write_welcome
 from server.deployment.registrar import Registrar, reload_proxy, write_proxy_configuration
 from server.deployment.services import services
 from server.deployment.settings import CoordinatorSettings
-
-Folder = Annotated[Path, typer.Argument(metavar="DIR", show_default=False, help="The coordinator's folder.")]
 
 
 def init(

@@ -12,14 +12,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.enrollment import Roster, read_public_file
 from flexmoe_core.errors import InputError, Problem
-from flexmoe_core.study import Study, load_study
 from flexmoe_core.validation import read_toml
 from server.deployment.certificates import KeyAndCertificate, issue_server, make_authority
 from server.deployment.settings import CoordinatorSettings
+
+if TYPE_CHECKING:
+    from flexmoe_core.study import Study  # loads PyTorch, which most commands do without
 
 FOLDER_MODE, SECRET_MODE, PUBLIC_MODE = 0o700, 0o600, 0o644
 SUPEREXEC_SECRET_BYTES = 32
@@ -70,11 +73,6 @@ class CoordinatorFolder:
     def settings(self) -> CoordinatorSettings:
         """Those of coordinator.toml; raises InputError with every problem."""
         return read_toml(self.path / "coordinator.toml", CoordinatorSettings)
-
-    @property
-    def study(self) -> Study:
-        """The study that hospitals are invited to."""
-        return load_study(self.path / "study.toml")
 
     @property
     def roster(self) -> Roster:

@@ -10,7 +10,7 @@ import typer
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from flexmoe_core.command_line import FAILED, tell
-from server.deployment.commands import Folder
+from server.deployment.arguments import Folder
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.services import HERE
 from server.deployment.settings import OutsideSettings
@@ -59,4 +59,4 @@ def _proxy_trouble(outside: OutsideSettings, authority: bytes) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"the proxy's certificate is refused: {error.verify_message}; see 'flexmoe-server renew'"
     except OSError as error:
-        return f"the proxy at {address[0]}:{address[1]} does not answer TLS ({error}); see logs/proxy.log and nginx-error.log"
+        return f"the proxy at {address[0]}:{address[1]} does not answer TLS ({error}); see logs/nginx-error.log"

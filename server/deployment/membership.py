@@ -13,6 +13,7 @@ from flexmoe_core.enrollment import Enrollment, Member, Roster, Welcome
 from flexmoe_core.errors import InputError, Problem
 from server.deployment.certificates import issue_client
 from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
+from server.deployment.invitation import study_of
 
 
 def enroll(folder: CoordinatorFolder, enrollment: Enrollment, now: datetime) -> Path:
@@ -55,7 +56,7 @@ def write_welcome(folder: CoordinatorFolder, site: str, now: datetime) -> Path:
         certificate = issue_client(authority, member.certificate_request, site, now)
     welcome = Welcome(
         site=site,
-        study=folder.study.name,
+        study=study_of(folder).name,
         address=settings.address,
         certificate_authority=authority.certificate.decode(),
         client_certificate=certificate,

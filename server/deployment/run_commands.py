@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from flexmoe_core.settings import DEFAULT_PRESET, PRESETS
+from server.deployment.arguments import Folder
 from server.deployment.certificates import expires
-from server.deployment.commands import Folder
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.runs import Deployment
 from server.deployment.status import FederationStatus, RunStatus, status_of

@@ -21,6 +21,7 @@ from flexmoe_core.errors import InputError, Problem, RunFailed
 from flexmoe_core.validation import FrozenModel, validate
 from server.deployment.control import FlowerRun, NoAnswer, control
 from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
+from server.deployment.invitation import study_of
 from server.run_store import RunStore
 from server.settings import RunSettings
 
@@ -52,7 +53,7 @@ class Deployment:
             enrolled = f"{members} hospital{' is' if members == 1 else 's are'} enrolled"
             what = f"is {settings.federation.quorum}, and {enrolled}"
             raise InputError([Problem("federation.quorum", "", what, "Enroll more of them, or ask for fewer.")])
-        return RunStore.create(self.folder.run_folder(name), self.folder.study, settings)
+        return RunStore.create(self.folder.run_folder(name), study_of(self.folder), settings)
 
     def open(self, name: str | None) -> RunStore:
         """A run by its name, or the latest; raises InputError where there is none."""

@@ -10,6 +10,7 @@ from flexmoe_core.errors import RunFailed
 from flexmoe_core.validation import FrozenModel
 from server.deployment.control import Node, control, flower_key
 from server.deployment.folder import CoordinatorFolder
+from server.deployment.invitation import study_of
 from server.deployment.runs import Deployment
 from server.progress import quality, troubles
 from server.run_store import RunStore
@@ -61,7 +62,7 @@ def status_of(folder: CoordinatorFolder, run: str | None, expires: str) -> Feder
     deployment = Deployment(folder)
     has_run = run is not None or any((folder.path / "runs").glob("*/run.json"))
     return FederationStatus(
-        study=folder.study.name,
+        study=study_of(folder).name,
         address=folder.settings.address,
         superlink=superlink,
         certificate_expires=expires,

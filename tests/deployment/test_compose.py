@@ -150,7 +150,9 @@ def test_every_requirement_has_one_version_in_the_image() -> None:
     lines = (ROOT / "containers" / "constraints.txt").read_text().splitlines()
     pinned = {line.partition("==")[0] for line in lines if not line.startswith("#")}
     assert all("==" in line for line in lines if not line.startswith("#"))
-    block = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    block = re.search(
+        r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL
+    )
     assert block is not None
     assert {name.lower() for name in re.findall(r'^    "([A-Za-z0-9-]+)', block[1], flags=re.MULTILINE)} <= pinned
 

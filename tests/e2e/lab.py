@@ -234,9 +234,9 @@ def processes_with(name: str, argument: str) -> list[int]:
             words = (folder / "cmdline").read_bytes().decode(errors="replace").split("\0")
         except OSError:
             continue
-        if int(folder.name) != os.getpid() and any(argument in word for word in words):
-            if not name or any(name in Path(word).name for word in words[:4]):
-                found.append(int(folder.name))
+        named = not name or any(name in Path(word).name for word in words[:4])
+        if named and int(folder.name) != os.getpid() and any(argument in word for word in words):
+            found.append(int(folder.name))
     return sorted(found)
 
 

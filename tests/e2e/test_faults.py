@@ -1,4 +1,4 @@
-"""What goes wrong in a real federation, and that training goes on or resumes: nothing is lost, the history says why."""
+"""What goes wrong in a real federation: training goes on or resumes, nothing is lost, and the history says why."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from flexmoe_core.enrollment import Roster
 from flexmoe_core.errors import InputError
 from server.deployment.certificates import expires
 from server.deployment.folder import CoordinatorFolder
+from server.deployment.invitation import study_of
 from tests.server.deployment.coordinators import NOW, make_folder, settings_of
 from tests.server.scripted import STUDY
 
@@ -46,7 +47,7 @@ def test_every_private_key_is_counted_among_the_secrets(tmp_path: Path) -> None:
 def test_what_was_made_can_be_opened(tmp_path: Path) -> None:
     make_folder(tmp_path / "coordinator", port=8443)
     opened = CoordinatorFolder.open(tmp_path / "coordinator")
-    assert (opened.settings, opened.study, opened.roster) == (settings_of(port=8443), STUDY, Roster())
+    assert (opened.settings, study_of(opened), opened.roster) == (settings_of(port=8443), STUDY, Roster())
     assert opened.authority_certificate == opened.authority.certificate
 
 

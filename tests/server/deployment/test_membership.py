@@ -9,6 +9,7 @@ from cryptography import x509
 from flexmoe_core.enrollment import Roster, Welcome, read_public_file
 from flexmoe_core.errors import InputError
 from server.deployment.folder import CoordinatorFolder
+from server.deployment.invitation import study_of
 from server.deployment.membership import enroll, revoke, write_welcome
 from tests.flexmoe_core.hospital_keys import enrollment_of, public_half
 from tests.server.deployment.coordinators import NOW, make_folder
@@ -25,7 +26,11 @@ def test_an_enrolled_hospital_is_on_the_roster_and_welcome(folder: CoordinatorFo
     member = folder.roster.active["north-1_b"]
     assert member.model_dump(exclude={"enrolled", "revoked"}) == enrollment.model_dump(exclude={"format"})
     assert (member.enrolled, member.revoked) == (NOW, None)
-    assert (welcome.site, welcome.study, welcome.address) == ("north-1_b", folder.study.name, "fl.example.org:443")
+    assert (welcome.site, welcome.study, welcome.address) == (
+        "north-1_b",
+        study_of(folder).name,
+        "fl.example.org:443",
+    )
     assert welcome.certificate_authority.encode() == folder.authority_certificate
     assert welcome.client_certificate is None
     assert welcome.roster == folder.roster
