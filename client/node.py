@@ -68,7 +68,8 @@ class _Running:
         self._ports = free_ports(options.runtime_port, options.health_port)
         before = read_status(node)
         last_contact = before.facts.last_contact if before else None
-        self._watch = NodeWatch(welcome.address, self._tell, last_contact)
+        tunneled = welcome.client_certificate is not None
+        self._watch = NodeWatch(welcome.address, self._tell, last_contact, tunneled)
         self._states: tuple[ServiceState, ...] = ()
         self._written: NodeStatus | None = None
         judges: dict[str, Judge] = {
