@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,8 @@ class _Running:
         self._ports = free_ports(options.runtime_port, options.health_port)
         before = read_status(node)
         last_contact = before.facts.last_contact if before else None
-        self._watch = NodeWatch(welcome.address, self._tell, last_contact)
+        tunneled = welcome.client_certificate is not None
+        self._watch = NodeWatch(welcome.address, self._tell, last_contact, tunneled)
         self._states: tuple[ServiceState, ...] = ()
         self._written: NodeStatus | None = None
         judges: dict[str, Judge] = {
@@ -92,8 +94,10 @@ class _Running:
         return code
 
     def _tell(self, words: str) -> None:
-        self._log.write(words)
-        tell([f"flexmoe-client: {words}"])
+        with suppress(OSError):  # neither a full disk nor a closed terminal must end a node that works
+            self._log.write(words)
+        with suppress(OSError):
+            tell([f"flexmoe-client: {words}"])
 
     def _judge_supernode(self, line: str) -> str | None:
         finding = self._watch.judge_supernode(line)
@@ -116,5 +120,6 @@ class _Running:
             services=self._states,
         )
         if status != self._written:
-            write_status(self._node, status)
-            self._written = status
+            with suppress(OSError):
+                write_status(self._node, status)
+                self._written = status

@@ -10,6 +10,7 @@ UNKNOWN_KEY = (
     "again, ask whether the site is admitted, and stop other copies of this node"
 )
 UNAVAILABLE = "the coordinator is not available at the moment; the node keeps trying"
+TUNNEL_CLOSED = "the tunnel did not carry a request to the coordinator; the node keeps trying"
 SEEN_AT_ANY_TIME = {
     413: "an answer is too large for the coordinator's proxy. Tell the coordinator: client_max_body_size must be 8m",
     502: UNAVAILABLE,

@@ -11,9 +11,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from client.node_refusals import refusal, transport_trouble, tunnel_trouble
+from client.node_refusals import TUNNEL_CLOSED, refusal, transport_trouble, tunnel_trouble
 
-SILENCE_S = 90.0  # a living heartbeat says something every 50 s, in an outage too
+SILENCE_S = 90.0  # a living heartbeat says something every 50 s, in an outage too, and pulls every 40 s
+RETRIED = ("502", "503", "504")  # by Flower itself
 OLD_SESSION_S = 120.0  # the coordinator forgets a session 60 s after its last heartbeat
 REFUSED_PULLS = 3
 WARN_AHEAD_S, WARN_BEHIND_S = 3, 240  # the coordinator's Date header may itself be two seconds late
@@ -23,12 +24,14 @@ FLEET = re.compile(r"fleet (\w+) (?:(\d{3})(?: clock ([+-]\d+))?(?: code (\d+))?
 RUN = re.compile(r"\[RUN (\d+)(?:, ROUND (.+))?\]")
 RECEIVING = re.compile(r"Receiving: (\S+) message")
 SENT = "Sent successfully"
+DONE_WITH_MESSAGE = (SENT, "Failed to receive message", "Ignoring message", "Ignoring reply message")
 GAVE_UP = (
     ("Giving up reconnection", "it gave up reconnecting to the coordinator"),
     ("SSL/TLS handshake error detected", "a TLS handshake failed, after which it gives up"),
     ("Heartbeat failed unexpectedly", "the coordinator no longer knows its session"),
     ("Exception in thread", "a part of it ended with an error, most often its heartbeat"),
     ("Failed to send message", "an answer could not be delivered, after which it may stop asking for messages"),
+    ("RunNotRunningException", "it took a refusal (403) for the end of a run, and stopped"),
     ("Failed to initialize the connection to the SuperLink", "it could not connect to the coordinator"),
 )
 STOPPED_ASKING = re.compile(r"^ERROR\W+(Client|Server) error '\d{3}")
@@ -54,19 +57,24 @@ class NodeFacts:
 
 
 class NodeWatch:
-    """Reads the lines of the node's processes; ``tell`` gets a sentence when something changes."""
+    """Reads the lines of the node's processes; ``tell`` gets a sentence when something changes.
+
+    ``tunneled``: the SuperNode reaches the coordinator by way of a tunnel, so that its own errors are those of this
+    machine.
+    """
 
     def __init__(
         self,
         address: str,
         tell: Callable[[str], None],
         last_contact: float | None = None,
+        tunneled: bool = False,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.facts = NodeFacts(last_contact=last_contact)
-        self._address, self._tell, self._clock = address, tell, clock
-        self._refused_pulls = 0
-        self._last_heard = clock()
+        self._address, self._tell, self._tunneled, self._clock = address, tell, tunneled, clock
+        self._refused_pulls, self._works = 0, False
+        self._last_heard = self._last_pull = clock()
 
     def judge_supernode(self, line: str) -> str | None:
         """Why the SuperNode must be restarted after this line of it, or None; an empty line asks about silence."""
@@ -79,9 +87,12 @@ class NodeWatch:
         elif found := RUN.search(line):
             self._know(run=found[1], round=found[2] if (found[2] or "").isdecimal() else "")
         elif found := RECEIVING.search(line):
+            self._works = True
             self._know(message=found[1], received=self._clock())
         elif SENT in line:
             self._know(answered=self._clock())
+        if any(text in line for text in DONE_WITH_MESSAGE):
+            self._works, self._last_pull = False, self._clock()
         if STOPPED_ASKING.search(line):
             return self.facts.trouble or "it stopped asking for messages after an answer that it does not know"
         words = next((words for text, words in GAVE_UP if text in line), None)
@@ -106,13 +117,17 @@ class NodeWatch:
         self._know(session=False)
 
     def _begin(self) -> None:
-        self._refused_pulls, self._last_heard = 0, self._clock()
+        self._refused_pulls, self._works = 0, False
+        self._last_heard = self._last_pull = self._clock()
         self._know(session=False)
 
     def _silence(self) -> str | None:
         silent_s = self._clock() - self._last_heard
-        if self.facts.session and silent_s > SILENCE_S:
+        if silent_s > SILENCE_S:
             return f"its heartbeat has been silent for {silent_s:.0f} s"
+        silent_s = self._clock() - self._last_pull
+        if self.facts.session and not self._works and silent_s > SILENCE_S:
+            return f"it has not asked for messages for {silent_s:.0f} s"
         return None
 
     def _fleet(self, found: re.Match[str]) -> str | None:
@@ -120,8 +135,13 @@ class NodeWatch:
         method, status, ahead, code, kind, text = found.groups()
         if method in ("SendNodeHeartbeat", "ActivateNode"):
             self._last_heard = self._clock()
+        elif method == "PullMessages":
+            self._last_pull = self._clock()
         if kind is not None:
-            self._trouble(transport_trouble(kind, text, self._address))
+            if not self._tunneled:
+                self._trouble(transport_trouble(kind, text, self._address))
+            elif not self.facts.trouble:  # the tunnel itself may know better
+                self._trouble(TUNNEL_CLOSED)
             return None
         if status == "200":
             self._accepted(method, int(ahead or 0))
@@ -130,6 +150,8 @@ class NodeWatch:
         words = refusal(method, int(status), int(code or 0), int(ahead or 0), old_session)
         if words:
             self._trouble(words)
+        if method == "ActivateNode" and status not in RETRIED:
+            return words  # not every one of these ends the process
         if method == "PullMessages" and status == "403":
             self._refused_pulls += 1
             if self._refused_pulls >= REFUSED_PULLS:

@@ -1,4 +1,4 @@
-"""Flower's SuperNode, which also says what the coordinator answers: a line for each heartbeat and each refusal.
+"""Flower's SuperNode, which also says what the coordinator answers: a line for heartbeats, some pulls, each refusal.
 
 Flower itself logs neither, and a SuperNode that has given up looks alive. The watch of the node reads these lines:
 
@@ -22,10 +22,14 @@ from flwr.supernode.cli.flower_supernode import flower_supernode
 from flwr.supernode.node_auth_http_interceptor import NodeAuthHttpInterceptor
 
 TOLD_SUCCESSES = ("ActivateNode", "DeactivateNode", "SendNodeHeartbeat", "PushMessages")
+PULL = "PullMessages"
+PULLS_TOLD_EVERY_S = 20.0  # of one every three seconds
 
 
 class TellingInterceptor(NodeAuthHttpInterceptor):
     """Signs requests as Flower does, and tells how the coordinator answered."""
+
+    _pull_told = float("-inf")
 
     def intercept(self, context: ProtobufRequestContext, call_next: ProtobufCall) -> httpx.Response:
         """Sign and send one request."""
@@ -35,9 +39,15 @@ class TellingInterceptor(NodeAuthHttpInterceptor):
         except httpx.TransportError as error:
             print(f"fleet {method} failed {type(error).__name__}: {error}", flush=True)
             raise
-        if response.is_error or method in TOLD_SUCCESSES:
+        if response.is_error or method in TOLD_SUCCESSES or (method == PULL and self._pull_is_due()):
             print(f"fleet {method} {response.status_code}{_clock(response)}{_code(response)}", flush=True)
         return response
+
+    def _pull_is_due(self) -> bool:
+        due = time.monotonic() - self._pull_told >= PULLS_TOLD_EVERY_S
+        if due:
+            self._pull_told = time.monotonic()
+        return due
 
 
 def _clock(response: httpx.Response) -> str:

@@ -214,7 +214,8 @@ class _Child:
             self._judge("")
         for line in lines:
             text = plain(line.decode(errors="replace"))
-            self._log.write(text)
+            with suppress(OSError):  # a full disk must not end what still works
+                self._log.write(text)
             self._judge(text)
 
     def _judge(self, line: str) -> None:

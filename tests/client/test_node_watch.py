@@ -12,10 +12,10 @@ class Clock:
         return self.now
 
 
-def watch(last_contact: float | None = None) -> tuple[NodeWatch, list[str], Clock]:
+def watch(last_contact: float | None = None, *, tunneled: bool = False) -> tuple[NodeWatch, list[str], Clock]:
     told: list[str] = []
     clock = Clock()
-    return NodeWatch(ADDRESS, told.append, last_contact, clock), told, clock
+    return NodeWatch(ADDRESS, told.append, last_contact, tunneled, clock), told, clock
 
 
 def connected() -> tuple[NodeWatch, list[str], Clock]:
@@ -39,6 +39,7 @@ def test_a_connection_is_told_once() -> None:
         "ERROR :     SSL/TLS handshake error detected.",
         "ERROR :     Failed to send message 0a1b: Client error '404 Not Found' for url 'https://x/v1/fleet/push'",
         "Exception in thread Thread-3 (_run):",
+        "flwr.supercore.run.RunNotRunningException",
         "RuntimeError: Heartbeat failed unexpectedly. The SuperLink does not recognize this SuperNode.",
         "ERROR :     Client error '404 Not Found' for url 'https://x/v1/fleet/pull-messages'",
         "ERROR :     Server error '500 Internal Server Error' for url 'https://x/v1/fleet/pull-messages'",
@@ -79,15 +80,42 @@ def test_a_silent_heartbeat_is_noticed_and_a_failing_one_is_not_silent() -> None
     one, _, clock = connected()
     clock.now += SILENCE_S + 1
     assert "silent for 91 s" in (one.judge_supernode("") or "")
-    one.judge_supernode("fleet SendNodeHeartbeat failed ConnectTimeout: timed out")
+    for method in ("SendNodeHeartbeat", "PullMessages"):
+        one.judge_supernode(f"fleet {method} failed ConnectTimeout: timed out")
     assert one.judge_supernode("") is None
 
 
-def test_the_silence_of_a_supernode_that_is_still_connecting_means_nothing() -> None:
+def test_a_supernode_that_keeps_trying_to_connect_is_left_alone_and_one_that_has_stopped_is_not() -> None:
     one, _, clock = watch()
     one.judge_supernode("INFO :      Starting Flower SuperNode")
-    clock.now += 10 * SILENCE_S
-    assert one.judge_supernode("") is None
+    for _ in range(10):
+        clock.now += SILENCE_S / 2
+        one.judge_supernode("fleet ActivateNode failed ConnectError: [Errno 111] Connection refused")
+        assert one.judge_supernode("") is None
+    clock.now += SILENCE_S + 1
+    assert "silent" in (one.judge_supernode("") or "")
+
+
+def test_a_supernode_that_no_longer_asks_is_restarted_unless_it_works_on_a_message() -> None:
+    one, _, clock = connected()
+    one.judge_supernode("INFO :      Receiving: train message (ID: 0a)")
+    for _ in range(10):
+        clock.now += 20
+        one.judge_supernode("fleet SendNodeHeartbeat 200 clock +0")
+        assert one.judge_supernode("") is None
+    one.judge_supernode("INFO :      Sent successfully")
+    clock.now += 60
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +0")
+    one.judge_supernode("fleet PullMessages 200 clock +0")
+    clock.now += SILENCE_S + 1
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +0")
+    assert one.judge_supernode("") == "it has not asked for messages for 91 s"
+
+
+def test_a_refused_activation_is_a_reason_to_restart_and_an_unavailable_coordinator_is_not() -> None:
+    one, _, _ = watch()
+    assert "do not belong together" in (one.judge_supernode("fleet ActivateNode 403") or "")
+    assert one.judge_supernode("fleet ActivateNode 503 clock +0") is None
 
 
 @pytest.mark.parametrize(
@@ -188,6 +216,15 @@ def test_the_tunnel_says_why_the_coordinator_is_not_reached(line: str, words: st
     one, told, _ = watch()
     assert one.judge_tunnel(line) is None
     assert len(told) == 1 and words in told[0]
+
+
+def test_the_tunnel_knows_better_than_the_supernode_behind_it() -> None:
+    one, told, _ = watch(tunneled=True)
+    for _ in range(3):
+        one.judge_supernode("fleet ActivateNode failed RemoteProtocolError: Server disconnected")
+        one.judge_tunnel("LOG4[67]: CERT: Pre-verification error: unable to get local issuer certificate")
+        one.judge_tunnel("LOG3[67]: SSL_connect: error:0A000086:SSL routines::certificate verify failed")
+    assert len(told) == 2 and "tunnel did not carry" in told[0] and "certificate of the authority" in told[1]
 
 
 def test_another_kind_of_program_is_named() -> None:

@@ -158,7 +158,7 @@ class Coordinator:
             if str(told["status"]).startswith("finished"):
                 return told
             assert time.monotonic() < deadline, (told, self.log())
-            time.sleep(0.5)
+            time.sleep(2.0)  # asking takes a process of its own
 
     def log(self) -> str:
         """The SuperLink's output."""

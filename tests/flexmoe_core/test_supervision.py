@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -165,6 +166,15 @@ def test_a_log_stays_within_its_bound(tmp_path: Path) -> None:
     assert files == ["x.log", "x.log.1", "x.log.2"]
     assert all(path.stat().st_size <= 200 for path in tmp_path.iterdir())
     assert "line 99" in (tmp_path / "x.log").read_text()
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_service(tmp_path: Path) -> None:
+    service = python(tmp_path, "one", "import time; print('hello', flush=True); time.sleep(60)")
+    service.log.mkdir()
+    heard: list[str] = []
+    with running([replace(service, judge=heard.append)], []) as states:  # type: ignore[arg-type]
+        until(lambda: "hello" in heard)
+        assert states[0].pid is not None and states[0].restarts == 0
 
 
 def test_plain_text_has_no_control_characters() -> None:
