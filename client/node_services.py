@@ -35,7 +35,7 @@ SETTINGS = {
 }
 LONGEST_PAUSE_S = 15.0  # a coordinator holds the session of a node that was killed for a minute
 SYSTEM_PATH = "/usr/local/bin:/usr/bin:/bin"
-SUPERNODE, SUPEREXEC, TUNNEL = "supernode", "superexec", "tunnel"
+SUPERNODE, SUPEREXEC, STANDBY, TUNNEL = "supernode", "superexec", "standby", "tunnel"
 
 Judge = Callable[[str], str | None]
 
@@ -90,6 +90,8 @@ def node_services(
         *("--node-config", " ".join(f"{name}={_quoted(value)}" for name, value in config.items())),
     )
     services.append(_service(node, SUPERNODE, supernode, environment, judges, 5.0))
+    standby = (sys.executable, "-P", str(HERE / "standby.py"), str(node.path))
+    services.append(_service(node, STANDBY, standby, environment, judges, 1.0))
     superexec = (
         str(Path(sysconfig.get_path("scripts")) / "flower-superexec"),
         *("--root-certificates", str(local.authority), "--superexec-auth-secret-file", str(secret)),
@@ -126,7 +128,8 @@ def _write_launcher(node: NodeFolder) -> Path:
     for left in folder.iterdir():
         left.unlink()
     path = os.environ.get("PATH", SYSTEM_PATH)
-    command = shlex.join([sys.executable, "-P", str(HERE / "guard.py"), str(node.path)])
+    program = [sys.executable, "-I", "-S", str(HERE / "launch.py"), str(node.path), str(HERE / "guard.py")]
+    command = shlex.join(program)
     script = f'#!/bin/sh\nPATH={shlex.quote(path)}\nexport PATH\nexec {command} "$@"\n'
     write_atomic(folder / "flwr-clientapp", script.encode(), mode=0o700)
     return folder
