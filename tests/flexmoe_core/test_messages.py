@@ -24,6 +24,7 @@ from flexmoe_core.messages import (
     TrainRequest,
     decode,
     encode,
+    outline,
 )
 from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn, TabularModality
 from flexmoe_core.settings import MethodSettings, ModelSettings, paper
@@ -266,3 +267,25 @@ def test_facts_that_do_not_hold_are_named(change: dict[str, object]) -> None:
 
 
 WHOLE = [encode(MESSAGES[2]), encode(MESSAGES[2], ARRAYS)]
+
+
+def test_an_outline_has_the_facts_and_the_sizes_of_the_arrays() -> None:
+    arrays = {"weighted/x": np.zeros((3, 2), np.float32), "support/x": np.zeros(1), "empty": np.zeros((0, 4))}
+    reply = TrainReply(site="north", round=3, attempt=2, loss=0.5, seconds=1.5)
+    found = outline(encode(reply, arrays))
+    assert (found.kind, found.facts) == ("TrainReply", reply.model_dump())
+    assert found.arrays == {"weighted/x": 24, "support/x": 8, "empty": 0}
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=300), st.booleans())
+def test_bytes_that_are_no_message_have_no_outline(data: bytes, begins_well: bool) -> None:
+    good = encode(FinishReply(site="north", bundle="b" * 64))
+    with pytest.raises(MessageError):
+        outline(good[: 32 + 8] + data if begins_well else data)
+
+
+@pytest.mark.parametrize("header", ["[]", "{}", '{"__metadata__":{"facts":"[]"}}', '{"__metadata__":{"facts":"{}"}}'])
+def test_a_header_of_something_else_has_no_outline(header: str) -> None:
+    with pytest.raises(MessageError):
+        outline(bytes(32) + struct.pack("<Q", len(header)) + header.encode())

@@ -69,7 +69,10 @@ def test_a_finished_run_that_is_resumed_stays_as_it_is(study: Path, tmp_path: Pa
     assert [one["seconds"].pop("total") > 0 for one in (metrics, again)] == [True, True]
     assert again == metrics
     changed = {name for name, data in contents(run).items() if rest.get(name) != data}
-    assert changed <= {"metrics.json", "report.html"}
+    records = {name for name in changed if Path(name).name == "audit.jsonl"}
+    assert len(records) == 1 + len(SITES)
+    assert all(contents(run)[name].startswith(rest[name]) for name in records)
+    assert changed - records <= {"metrics.json", "report.html", *(f"{name}.head" for name in records)}
 
 
 def test_all_problems_of_settings_and_folders_come_at_once_and_nothing_is_written(
