@@ -131,6 +131,7 @@ def test_a_refused_activation_is_a_reason_to_restart_and_an_unavailable_coordina
         ("fleet ActivateNode 400", "does not accept this site's certificate"),
         ("fleet ActivateNode 404", "no coordinator"),
         ("fleet ActivateNode 418", "status 418"),
+        ("fleet PullMessages 429 clock +0", "answered with status 429"),
         ("fleet PushObject 413 clock +0", "client_max_body_size"),
         ("fleet ActivateNode failed ConnectError: [Errno 111] Connection refused", "cannot be reached"),
         ("fleet ActivateNode failed ConnectTimeout: ", "cannot be reached (ConnectTimeout)"),
