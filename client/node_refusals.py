@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CLOCK_AHEAD_S, CLOCK_BEHIND_S = 5, 303  # the coordinator allows 5 and 305; its Date header may be late by two
 ACTIVATION_FAILED = 2004  # of flwr 1.41
-OLD_SESSION = "the coordinator still holds the old session, for up to a minute after a node was killed"
+OLD_SESSION = "the coordinator still holds the old session, for up to a minute after a node was killed or cut off"
 UNKNOWN_KEY = (
     "the coordinator does not know this node's key, or the same key is in use elsewhere. Send it enrollment.json "
     "again, ask whether the site is admitted, and stop other copies of this node"

@@ -183,11 +183,20 @@ def test_after_an_orderly_end_there_is_no_old_session() -> None:
 
 
 def test_a_contact_ends_the_trouble() -> None:
-    one, _, _ = connected()
+    one, told, _ = connected()
     one.judge_supernode("fleet SendNodeHeartbeat 503 clock +0")
     assert one.facts.trouble
     one.judge_supernode("fleet SendNodeHeartbeat 200 clock +0")
     assert one.facts.trouble == ""
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +4")
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +5")
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +1")
+    assert [sentence.split(";")[0] for sentence in told[1:]] == [
+        "the coordinator is not available at the moment",
+        "the coordinator answers, and nothing is wrong any more",
+        "this machine's clock is 4 s ahead of the coordinator's",
+        "the coordinator answers, and nothing is wrong any more",
+    ]
 
 
 def test_messages_are_followed() -> None:
