@@ -99,7 +99,7 @@ def status(
         typer.echo(json.dumps(as_json(folder, tuple(listed(folder.path))), indent=1))
     else:
         for name, words in status_lines(folder):
-            typer.echo(f"{name:<18}{words}")
+            typer.echo(f"{name:<20}{words}")
     if not is_connected(folder):
         raise typer.Exit(FAILED)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 CLOCK_AHEAD_S, CLOCK_BEHIND_S = 5, 303  # the coordinator allows 5 and 305; its Date header may be late by two
 ACTIVATION_FAILED = 2004  # of flwr 1.41
-OLD_SESSION = "the coordinator still holds the old session, for up to a minute after a node was killed"
+OLD_SESSION = "the coordinator still holds the old session, for up to a minute after a node was killed or cut off"
 UNKNOWN_KEY = (
     "the coordinator does not know this node's key, or the same key is in use elsewhere. Send it enrollment.json "
     "again, ask whether the site is admitted, and stop other copies of this node"
@@ -39,6 +39,8 @@ def refusal(method: str, status: int, code: int, ahead_s: int, old_session: bool
         return _unauthorized(method, ahead_s)
     if status in SEEN_AT_ANY_TIME:
         return SEEN_AT_ANY_TIME[status]
+    if method in ("PullMessages", "SendNodeHeartbeat") and status != 403:  # that may be the end of a run
+        return f"the coordinator's proxy answered with status {status}, after which the SuperNode gives up"
     if method != "ActivateNode":
         return ""
     if status == 412 and code == ACTIVATION_FAILED:
@@ -90,7 +92,7 @@ def _unverified(lowered: str, address: str) -> str:
         )
     return (
         f"the server at {address} does not have a certificate of the authority in welcome.json. Ask the coordinator "
-        "for a new welcome; if its certificate is right, something on the way opens the connection"
+        "for a new welcome; if its certificate is right, something on the way intercepts the connection"
     )
 
 

@@ -19,6 +19,8 @@ OLD_SESSION_S = 120.0  # the coordinator forgets a session 60 s after its last h
 REFUSED_PULLS = 3
 WARN_AHEAD_S, WARN_BEHIND_S = 3, 240  # the coordinator's Date header may itself be two seconds late
 
+CLOCK = "this machine's clock is"
+
 STARTED = "Starting Flower SuperNode"
 FLEET = re.compile(r"fleet (\w+) (?:(\d{3})(?: clock ([+-]\d+))?(?: code (\d+))?|failed (\w+): ?(.*))")
 RUN = re.compile(r"\[RUN (\d+)(?:, ROUND (.+))?\]")
@@ -165,17 +167,20 @@ class NodeWatch:
         if method not in ("SendNodeHeartbeat", "ActivateNode"):
             return
         self._refused_pulls = 0
+        clock_is_off = ahead_s > WARN_AHEAD_S or ahead_s < -WARN_BEHIND_S
         if not self.facts.session:
             self._tell(f"connected to the coordinator at {self._address}")
+        elif self.facts.trouble and not clock_is_off:
+            self._tell("the coordinator answers, and nothing is wrong any more")
         self._know(session=True, last_contact=self._clock())
-        if ahead_s > WARN_AHEAD_S or ahead_s < -WARN_BEHIND_S:
+        if not clock_is_off:
+            self._know(trouble="")
+        elif CLOCK not in self.facts.trouble:  # the seconds differ from time to time
             way = "ahead of" if ahead_s > 0 else "behind"
             self._trouble(
-                f"this machine's clock is {abs(ahead_s)} s {way} the coordinator's; more than 5 s ahead or 300 s "
-                "behind is refused. Set it by NTP"
+                f"{CLOCK} {abs(ahead_s)} s {way} the coordinator's; more than 5 s ahead or 300 s behind is refused. "
+                "Set it by NTP"
             )
-        else:
-            self._know(trouble="")
 
     def _trouble(self, words: str) -> None:
         if words != self.facts.trouble:

@@ -131,6 +131,7 @@ def test_a_refused_activation_is_a_reason_to_restart_and_an_unavailable_coordina
         ("fleet ActivateNode 400", "does not accept this site's certificate"),
         ("fleet ActivateNode 404", "no coordinator"),
         ("fleet ActivateNode 418", "status 418"),
+        ("fleet PullMessages 429 clock +0", "answered with status 429"),
         ("fleet PushObject 413 clock +0", "client_max_body_size"),
         ("fleet ActivateNode failed ConnectError: [Errno 111] Connection refused", "cannot be reached"),
         ("fleet ActivateNode failed ConnectTimeout: ", "cannot be reached (ConnectTimeout)"),
@@ -182,11 +183,20 @@ def test_after_an_orderly_end_there_is_no_old_session() -> None:
 
 
 def test_a_contact_ends_the_trouble() -> None:
-    one, _, _ = connected()
+    one, told, _ = connected()
     one.judge_supernode("fleet SendNodeHeartbeat 503 clock +0")
     assert one.facts.trouble
     one.judge_supernode("fleet SendNodeHeartbeat 200 clock +0")
     assert one.facts.trouble == ""
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +4")
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +5")
+    one.judge_supernode("fleet SendNodeHeartbeat 200 clock +1")
+    assert [sentence.split(";")[0] for sentence in told[1:]] == [
+        "the coordinator is not available at the moment",
+        "the coordinator answers, and nothing is wrong any more",
+        "this machine's clock is 4 s ahead of the coordinator's",
+        "the coordinator answers, and nothing is wrong any more",
+    ]
 
 
 def test_messages_are_followed() -> None:
