@@ -10,7 +10,7 @@ from flexmoe_core.errors import RunFailed
 from flexmoe_core.validation import FrozenModel
 from server.deployment.control import Node, control, flower_key
 from server.deployment.folder import CoordinatorFolder
-from server.deployment.runs import Deployment
+from server.deployment.runs import Deployment, submission_of
 from server.progress import quality, troubles
 from server.run_store import RunStore
 
@@ -111,11 +111,13 @@ def _run(deployment: Deployment, store: RunStore) -> RunStatus:
 def _state(deployment: Deployment, store: RunStore) -> str:
     if (store.folder / "metrics.json").is_file():
         return "finished"
+    if submission_of(store) is None:
+        return "not submitted"
     try:
         run = deployment.state(store)
     except RunFailed:
         return "unknown: the SuperLink does not answer"
-    return "not submitted" if run is None else run.status
+    return "unknown: the SuperLink does not know it" if run is None else run.status
 
 
 def _seconds_left(seconds: Sequence[float], rounds: int) -> float | None:
