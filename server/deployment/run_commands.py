@@ -51,6 +51,7 @@ def run(
     """
     deployment = Deployment(CoordinatorFolder.open(folder))
     hospitals = _hospitals_to_wait_for(deployment, expected)
+    deployment.require_superlink()
     changes = [*(overrides or []), *([f"federation.rounds={rounds}"] if rounds else [])]
     store = deployment.create(name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}", settings_with(changes, preset, seed))
     _submit(deployment, store, resume=False, expected=hospitals, follow=follow)
@@ -122,7 +123,7 @@ def print_status(console: Console, found: FederationStatus) -> None:
     """For a person, in 80 columns."""
     console.print(f"Study        {found.study}, at https://{found.address}", highlight=False)
     console.print(f"SuperLink    {found.superlink}", highlight=False)
-    console.print(f"Certificate  until {found.certificate_expires}", highlight=False)
+    console.print(f"Certificate  until {found.certificate_expires}\n", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("hospital", "connection", "since"):
         table.add_column(column)
@@ -139,7 +140,8 @@ def _print_run(console: Console, run: RunStatus) -> None:
     )
     console.print(f"\nRun          {run.name}: {run.state}", highlight=False)
     console.print(f"Round        {run.round} of {run.rounds}, {run.stage}{left}", highlight=False)
-    console.print(f"Last round   {len(run.answered)} answered, {run.quorum} needed", highlight=False)
+    if run.round:
+        console.print(f"Last round   {len(run.answered)} answered, {run.quorum} needed", highlight=False)
     console.print(f"Quality      {run.quality or 'not known yet'}", highlight=False)
     for trouble in run.troubles:
         console.print(trouble, style="yellow", markup=False, highlight=False)

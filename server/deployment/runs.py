@@ -45,6 +45,11 @@ class Deployment:
 
     folder: CoordinatorFolder
 
+    def require_superlink(self) -> None:
+        """Raise NoAnswer where none is running, before a run is made that nobody would take."""
+        with control(self.folder.settings.inside.port, self.folder.authority_certificate) as flower:
+            flower.nodes()
+
     def create(self, name: str, settings: RunSettings) -> RunStore:
         """A new run with the folder's study, for the hospitals that are enrolled; raises InputError."""
         members = len(self.folder.roster.active)

@@ -8,7 +8,7 @@ from typing import Any
 
 from flexmoe_core.errors import RunFailed
 from flexmoe_core.validation import FrozenModel
-from server.deployment.control import Node, control, flower_key
+from server.deployment.control import NoAnswer, Node, control, flower_key
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.runs import Deployment, submission_of
 from server.progress import quality, troubles
@@ -74,6 +74,8 @@ def _nodes(folder: CoordinatorFolder) -> tuple[list[Node] | None, str]:
     try:
         with control(folder.settings.inside.port, folder.authority_certificate) as flower:
             return flower.nodes(), "running"
+    except NoAnswer:
+        return None, "does not answer; is 'flexmoe-server start' running?"
     except RunFailed as error:
         return None, str(error)
 

@@ -157,13 +157,14 @@ def test_a_run_that_cannot_be_is_refused_before_anything_is_made(
     assert list((folder.path / "runs").iterdir()) == []
 
 
-def test_a_run_without_a_superlink_fails_in_words(
+def test_a_run_without_a_superlink_fails_in_words_and_leaves_nothing(
     server: Command, folder: CoordinatorFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     FakeSuperLink(answers=False).place(monkeypatch, "runs", "status")
     code, _, err = server("run", folder.path)
     assert code == 1
     assert "the SuperLink at 127.0.0.1:9190 does not answer" in err
+    assert list((folder.path / "runs").iterdir()) == []
 
 
 def test_status_is_for_people_and_for_programs(

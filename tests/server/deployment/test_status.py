@@ -46,7 +46,7 @@ def row(number: int, **changes: Any) -> dict[str, Any]:  # noqa: ANN401
 def test_without_a_superlink_that_is_what_it_says(folder: CoordinatorFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     FakeSuperLink(answers=False).place(monkeypatch, "status", "runs")
     found = status(folder)
-    assert found.superlink == "the SuperLink at 127.0.0.1:9190 does not answer."
+    assert found.superlink == "does not answer; is 'flexmoe-server start' running?"
     assert {site.connection for site in found.sites} == {"unknown"}
     assert found.run is None
     Deployment(folder).create("first", settings_with([]))
