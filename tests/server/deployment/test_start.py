@@ -1,144 +1,28 @@
-"""A real coordinator on this machine: SuperLink, executor and nginx, and what they let in from outside."""
+"""A real SuperLink, executor and nginx, and what they let in from outside."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import signal
-import socket
-import ssl
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from flexmoe_core.enrollment import flower_header
-from flexmoe_core.errors import RunFailed
-from server.deployment.certificates import CLIENT_DAYS, KeyAndCertificate, issue_client, make_authority
-from server.deployment.control import control
-from server.deployment.folder import CoordinatorFolder
 from server.deployment.membership import enroll, revoke
 from server.deployment.proxy import FLEET_CALLS
-from tests.flexmoe_core.hospital_keys import certificate_request, enrollment_of
-from tests.server.deployment.coordinators import make_folder
+from tests.flexmoe_core.hospital_keys import enrollment_of
+from tests.server.deployment.running import PROTOBUF, Coordinator, needs_nginx, running, soon, start
 
-PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("nginx", path=PATH) is None, reason="nginx is not installed"),
-]
-START = "from server.cli import main; main()"
-PROTOBUF = {"content-type": "application/protobuf"}
-
-
-def free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [int(one.getsockname()[1]) for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
-def soon(seen: Callable[[], object], within_s: float = 40.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not seen():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.1)
-
-
-@dataclass(frozen=True)
-class Coordinator:
-    """A folder, and the process of ``flexmoe-server start`` on it."""
-
-    folder: CoordinatorFolder
-    process: subprocess.Popen[str]
-
-    @property
-    def url(self) -> str:
-        return f"https://{self.folder.settings.address}"
-
-    def trust(self, certificate: Sequence[Path] = ()) -> ssl.SSLContext:
-        context = ssl.create_default_context(cafile=str(self.folder.path / "authority.crt"))
-        if certificate:
-            context.load_cert_chain(*certificate)
-        return context
-
-    def client(self, certificate: Sequence[Path] = ()) -> httpx.Client:
-        return httpx.Client(verify=self.trust(certificate), timeout=20, trust_env=False)
-
-    def raw(self, target: str, method: str = "POST") -> int:
-        """The status of a request for a target that no client would write so."""
-        host, port = "127.0.0.1", self.folder.settings.outside.port
-        with self.trust().wrap_socket(socket.create_connection((host, port)), server_hostname=host) as connection:
-            head = f"{method} {target} HTTP/1.1\r\nHost: {host}\r\nContent-Length: 0\r\nConnection: close\r\n"
-            head += "Content-Type: application/protobuf\r\n\r\n"
-            connection.sendall(head.encode("latin-1"))
-            return int(connection.recv(4096).split()[1])
-
-    def known(self) -> list[str]:
-        try:
-            with control(self.folder.settings.inside.port, self.folder.authority_certificate) as superlink:
-                return sorted(node.name for node in superlink.nodes())
-        except RunFailed:
-            return ["no answer"]
-
-    def log(self, name: str) -> str:
-        file = self.folder.path / "logs" / name
-        return file.read_text() if file.exists() else ""
-
-
-def start(folder: CoordinatorFolder) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-c", START, "start", str(folder.path)],
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(Path.cwd())},
-    )
-
-
-@contextmanager
-def running(path: Path, *sites: str, client_certificates: bool) -> Iterator[Coordinator]:
-    outside, inside, health = free_ports(3)
-    folder = make_folder(
-        path,
-        *sites,
-        names=("127.0.0.1",),
-        listen="127.0.0.1",
-        port=outside,
-        client_certificates=client_certificates,
-        inside={"port": inside, "health_port": health},
-    )
-    folder.renew(datetime.now(UTC))
-    coordinator = Coordinator(folder, start(folder))
-    try:
-        soon(lambda: coordinator.known() == sorted(sites))
-        yield coordinator
-    finally:
-        coordinator.process.send_signal(signal.SIGTERM)
-        coordinator.process.communicate(timeout=40)
+pytestmark = [pytest.mark.slow, needs_nginx]
 
 
 @pytest.fixture(scope="module")
 def open_to_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinator]:
     with running(tmp_path_factory.mktemp("open") / "coordinator", "north", client_certificates=False) as one:
-        yield one
-
-
-@pytest.fixture(scope="module")
-def bound(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Coordinator]:
-    path = tmp_path_factory.mktemp("bound") / "coordinator"
-    with running(path, "north", "south", client_certificates=True) as one:
         yield one
 
 
@@ -232,82 +116,6 @@ def test_a_second_start_on_the_same_folder_is_refused(open_to_all: Coordinator) 
     assert second.returncode == 2
     assert "is run by another 'start' already. Stop that one first." in said
     assert open_to_all.known() == ["north"]
-
-
-def written(path: Path, pair: KeyAndCertificate) -> tuple[Path, Path]:
-    """Certificate and key in files."""
-    (path / "tls.crt").write_bytes(pair.certificate)
-    (path / "tls.key").write_bytes(pair.key)
-    return path / "tls.crt", path / "tls.key"
-
-
-def hospital(authority: KeyAndCertificate, site: str, now: datetime) -> KeyAndCertificate:
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = issue_client(authority, certificate_request(key), site, now)
-    return KeyAndCertificate(
-        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()), certificate.encode()
-    )
-
-
-def answer_to(coordinator: Coordinator, certificate: Sequence[Path], header: Mapping[str, str]) -> int:
-    with coordinator.client(certificate) as client:
-        url = f"{coordinator.url}/v1/fleet/pull-messages"
-        answer = client.post(url, headers={**PROTOBUF, **header})
-        return answer.status_code if "<html>" in answer.text else 200
-
-
-def key_header(coordinator: Coordinator, site: str) -> dict[str, str]:
-    return {"flwr-public-key": flower_header(coordinator.folder.roster.active[site].node_key)}
-
-
-def test_a_hospital_s_own_certificate_with_its_own_key_gets_through(bound: Coordinator, tmp_path: Path) -> None:
-    own = written(tmp_path, hospital(bound.folder.authority, "north", datetime.now(UTC)))
-    assert answer_to(bound, own, key_header(bound, "north")) == 200
-
-
-def test_another_hospital_s_key_is_refused_and_the_log_says_whose_certificate_it_was(
-    bound: Coordinator, tmp_path: Path
-) -> None:
-    own = written(tmp_path, hospital(bound.folder.authority, "north", datetime.now(UTC)))
-    assert answer_to(bound, own, key_header(bound, "south")) == 401
-    assert answer_to(bound, own, {}) == 401
-    soon(lambda: bound.log("proxy.log").count('"CN=north, not with its own node key" "POST') == 2, 5)
-
-
-def test_no_certificate_is_refused_and_logged(bound: Coordinator) -> None:
-    assert answer_to(bound, (), key_header(bound, "north")) == 400
-    soon(lambda: "client sent no required SSL certificate" in bound.log("proxy.log"), 5)
-
-
-def test_a_certificate_of_a_foreign_authority_is_refused_and_logged(bound: Coordinator, tmp_path: Path) -> None:
-    now = datetime.now(UTC)
-    impostor = make_authority(f"{bound.folder.study.name} federation", now)
-    certificate = written(tmp_path, hospital(impostor, "north", now))
-    assert answer_to(bound, certificate, key_header(bound, "north")) == 400
-    soon(lambda: "client SSL certificate verify error" in bound.log("proxy.log"), 5)
-
-
-def test_an_expired_certificate_is_refused_and_logged(bound: Coordinator, tmp_path: Path) -> None:
-    long_ago = datetime.now(UTC) - timedelta(days=CLIENT_DAYS + 1)
-    certificate = written(tmp_path, hospital(bound.folder.authority, "north", long_ago))
-    assert answer_to(bound, certificate, key_header(bound, "north")) == 400
-    soon(lambda: "certificate has expired" in bound.log("proxy.log"), 5)
-
-
-@pytest.mark.parametrize("pair", ["authority", "server"])
-def test_the_coordinator_s_own_certificates_are_no_hospital_s(bound: Coordinator, tmp_path: Path, pair: str) -> None:
-    certificate = written(tmp_path, getattr(bound.folder, pair))
-    assert answer_to(bound, certificate, key_header(bound, "north")) == 400
-
-
-def test_a_revoked_hospital_is_cut_off_at_the_proxy_too(bound: Coordinator, tmp_path: Path) -> None:
-    folder, now = bound.folder, datetime.now(UTC)
-    enroll(folder, enrollment_of("west"), now)
-    own, header = written(tmp_path, hospital(folder.authority, "west", now)), key_header(bound, "west")
-    soon(lambda: answer_to(bound, own, header) == 200, 10)
-    revoke(folder, "west", now)
-    soon(lambda: answer_to(bound, own, header) == 401, 10)
-    assert bound.known() == ["north", "south"]
 
 
 def descendants(pid: int) -> set[int]:
