@@ -9,13 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+BAR_WIDTH = 8  # with two figures of a round, a line is not wider than 80
+
 
 @contextmanager
 def round_progress(console: Console, rounds: int) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """Gives the observer of a run: each round moves the bar and shows stage, loss and validation."""
     columns = (
         TextColumn("[bold]{task.fields[stage]:<10}"),
-        BarColumn(),
+        BarColumn(bar_width=BAR_WIDTH),
         MofNCompleteColumn(),
         TextColumn("{task.fields[quality]}"),
         TimeElapsedColumn(),
@@ -27,7 +29,9 @@ def round_progress(console: Console, rounds: int) -> Iterator[Callable[[Mapping[
             for trouble in troubles(row):
                 console.print(trouble, style="yellow", markup=False, highlight=False)
             if "round" in row:
-                progress.update(task, completed=row["round"], stage=row["stage"], quality=quality(row))
+                progress.update(
+                    task, completed=row["round"], stage=row["stage"], quality="  ".join(_figures(row)[:2])
+                )
 
         yield observe
 
@@ -48,10 +52,14 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
 
 def quality(row: Mapping[str, Any]) -> str:
     """Training loss and validation metrics of a round, as far as there are any."""
+    return "  ".join(_figures(row))
+
+
+def _figures(row: Mapping[str, Any]) -> list[str]:
     losses = list(row["loss"].values())
     parts = [f"training loss {sum(losses) / len(losses):.3f}"] if losses else []
     pooled = row["validation"]["pooled"]
     for name, label in (("auroc", "validation AUROC"), ("accuracy", "accuracy")):
         if pooled and pooled[name] is not None:
             parts.append(f"{label} {pooled[name]:.3f}")
-    return "  ".join(parts)
+    return parts

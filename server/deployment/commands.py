@@ -41,7 +41,10 @@ def init(
         bool, typer.Option("--client-certificates", help="Let a hospital in only with its own certificate as well.")
     ] = False,
 ) -> None:
-    """Make the coordinator's folder: settings, certificate authority, certificate, secret, an empty roster."""
+    """Make the coordinator's folder: settings, certificate authority, certificate, secret, an empty roster.
+
+    DIR is the folder to make. Keep a backup of it where nobody else can read it.
+    """
     outside = {"names": names, "port": port, "listen": listen, "client_certificates": client_certificates}
     inside = {"port": inside_port, "health_port": health_port}
     settings = validate({"outside": outside, "inside": inside}, CoordinatorSettings, "the command line")
@@ -59,6 +62,8 @@ def enroll(
 ) -> None:
     """Put a hospital on the roster, and write the welcome to send back to it.
 
+    DIR is the coordinator's folder, SITE the hospital's name.
+
     Compare the two fingerprints with its engineer by telephone before you send it.
     """
     opened, enrollment = CoordinatorFolder.open(folder), read_public_file(Enrollment, public_key)
@@ -75,7 +80,10 @@ def revoke(
     folder: Folder,
     site: Annotated[str, typer.Argument(metavar="SITE", show_default=False, help="The hospital's name.")],
 ) -> None:
-    """Strike a hospital's keys from the roster: it is cut off within seconds, and may enroll with new keys."""
+    """Strike a hospital's keys from the roster: it is cut off within seconds, and may enroll with new keys.
+
+    DIR is the coordinator's folder, SITE the hospital's name.
+    """
     gone = revoke_site(CoordinatorFolder.open(folder), site, datetime.now(UTC))
     typer.echo(f"Revoked  {gone.site}, enrolled {gone.enrolled:%Y-%m-%d}, {fingerprint(gone.node_key)}")
 
@@ -84,7 +92,10 @@ def renew(
     folder: Folder,
     site: Annotated[str | None, typer.Option(help="Renew this hospital's welcome and certificate instead.")] = None,
 ) -> None:
-    """Renew the coordinator's certificate: the proxy takes it at once, the SuperLink at its next start."""
+    """Renew the coordinator's certificate: the proxy takes it at once, the SuperLink at its next start.
+
+    DIR is the coordinator's folder.
+    """
     opened, now = CoordinatorFolder.open(folder), datetime.now(UTC)
     if site is not None:
         typer.echo(f"Send back    {write_welcome(opened, site, now)}")
@@ -95,7 +106,10 @@ def renew(
 
 
 def start(folder: Folder) -> None:
-    """Run SuperLink, executor and proxy until you stop it (Ctrl-C or SIGTERM); what ends is started again."""
+    """Run SuperLink, executor and proxy until you stop it (Ctrl-C or SIGTERM); what ends is started again.
+
+    DIR is the coordinator's folder; what the three say is in DIR/logs.
+    """
     opened = CoordinatorFolder.open(folder)
     with (opened.path / "run" / "lock").open("w") as lock:
         try:

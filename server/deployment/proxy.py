@@ -105,7 +105,7 @@ def nginx_configuration(folder: Path, settings: CoordinatorSettings, roster: Ros
         binding=_binding(roster) if bound else "",
         who="$ssl_client_s_dn" if bound else "$binary_remote_addr",
         rate=outside.requests_per_second,
-        who_connects="$ssl_client_s_dn" if bound else "-",
+        who_connects="$ssl_client_s_dn, $binding" if bound else "-",
         listen=in_brackets(outside.listen),
         port=outside.port,
         client_certificates=CLIENT_CERTIFICATES.format(folder=folder) if bound else "",
@@ -123,5 +123,6 @@ def _binding(roster: Roster) -> str:
     return (
         "  map_hash_bucket_size 512;\n"
         '  map "$ssl_client_s_dn|$http_flwr_public_key" $bound {\n'
-        f"    default 0;\n{pairs}  }}"
+        f"    default 0;\n{pairs}  }}\n"
+        '  map $bound $binding { 0 "not with its own node key"; default "with its own node key"; }'
     )

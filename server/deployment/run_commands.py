@@ -10,11 +10,12 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.settings import DEFAULT_PRESET, PRESETS
 from server.deployment.arguments import Folder
 from server.deployment.certificates import expires
 from server.deployment.folder import CoordinatorFolder
-from server.deployment.runs import Deployment
+from server.deployment.runs import Deployment, enrolled
 from server.deployment.status import FederationStatus, RunStatus, status_of
 from server.progress import round_progress
 from server.report.page import write_report
@@ -42,24 +43,35 @@ def run(
 ) -> None:
     """Train a federation of the enrolled hospitals; needs a running 'flexmoe-server start'.
 
-    A hospital takes part once it allows the bundle, whose hash is shown: its engineer compares it with what
-    'flexmoe-client allow' says there. Exit code 1: the run ended without a result.
+    DIR is the coordinator's folder; the run is kept in DIR/runs.
+
+    A hospital takes part once it allows the bundle, whose hash is shown: its engineer compares it there.
+
+    Exit code 1: the run ended without a result; it can be resumed.
     """
     deployment = Deployment(CoordinatorFolder.open(folder))
+    hospitals = _hospitals_to_wait_for(deployment, expected)
+    deployment.require_superlink()
     changes = [*(overrides or []), *([f"federation.rounds={rounds}"] if rounds else [])]
     store = deployment.create(name or f"{datetime.now(UTC):%Y%m%d-%H%M%S}", settings_with(changes, preset, seed))
-    _submit(deployment, store, resume=False, expected=expected, follow=follow)
+    _submit(deployment, store, resume=False, expected=hospitals, follow=follow)
 
 
 def resume(folder: Folder, name: RunName = None, expected: Expected = None, follow: Follow = True) -> None:
-    """Continue a run from its last checkpoint, on this machine or on another that has its folder in runs/."""
+    """Continue a run from its last checkpoint, on this machine or on another that has its folder.
+
+    DIR is the coordinator's folder, and DIR/runs holds the run's.
+    """
     deployment = Deployment(CoordinatorFolder.open(folder))
-    store = deployment.open(name)
-    _submit(deployment, store, resume=True, expected=expected, follow=follow)
+    hospitals = _hospitals_to_wait_for(deployment, expected)
+    _submit(deployment, deployment.open(name), resume=True, expected=hospitals, follow=follow)
 
 
 def stop(folder: Folder, name: RunName = None) -> None:
-    """End a run; it can be resumed."""
+    """End a run; it can be resumed.
+
+    DIR is the coordinator's folder.
+    """
     deployment = Deployment(CoordinatorFolder.open(folder))
     store = deployment.open(name)
     stopped = deployment.stop(store)
@@ -71,7 +83,10 @@ def status(
     name: RunName = None,
     json: Annotated[bool, typer.Option("--json", help="Print it for programs.")] = False,
 ) -> None:
-    """Show who is online, and of a run its round, quality, quorum and the time that is left."""
+    """Show who is online, and of a run its round, quality, quorum and the time that is left.
+
+    DIR is the coordinator's folder.
+    """
     opened = CoordinatorFolder.open(folder)
     found = status_of(opened, name, f"{expires(opened.server.certificate):%Y-%m-%d}")
     if json:
@@ -80,10 +95,18 @@ def status(
         print_status(Console(), found)
 
 
-def _submit(deployment: Deployment, store: RunStore, resume: bool, expected: int | None, follow: bool) -> None:
-    console, members = Console(), len(deployment.folder.roster.active)
+def _hospitals_to_wait_for(deployment: Deployment, expected: int | None) -> int:
+    members = len(deployment.folder.roster.active)
+    if expected is not None and expected > members:
+        what = f"is {expected}, and {enrolled(members)}"
+        raise InputError([Problem("--expected", "", what, "Enroll more of them, or wait for fewer.")])
+    return members if expected is None else expected
+
+
+def _submit(deployment: Deployment, store: RunStore, resume: bool, expected: int, follow: bool) -> None:
+    console = Console()
     told = len(store.events())
-    submission = deployment.submit(store, resume, members if expected is None else expected)
+    submission = deployment.submit(store, resume, expected)
     console.print(f"Run       {store.folder}", highlight=False, soft_wrap=True)
     console.print(f"Bundle    {submission.bundle}", highlight=False)
     if not follow:
@@ -100,7 +123,7 @@ def print_status(console: Console, found: FederationStatus) -> None:
     """For a person, in 80 columns."""
     console.print(f"Study        {found.study}, at https://{found.address}", highlight=False)
     console.print(f"SuperLink    {found.superlink}", highlight=False)
-    console.print(f"Certificate  until {found.certificate_expires}", highlight=False)
+    console.print(f"Certificate  until {found.certificate_expires}\n", highlight=False)
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for column in ("hospital", "connection", "since"):
         table.add_column(column)
@@ -117,7 +140,8 @@ def _print_run(console: Console, run: RunStatus) -> None:
     )
     console.print(f"\nRun          {run.name}: {run.state}", highlight=False)
     console.print(f"Round        {run.round} of {run.rounds}, {run.stage}{left}", highlight=False)
-    console.print(f"Last round   {len(run.answered)} answered, {run.quorum} needed", highlight=False)
+    if run.round:
+        console.print(f"Last round   {len(run.answered)} answered, {run.quorum} needed", highlight=False)
     console.print(f"Quality      {run.quality or 'not known yet'}", highlight=False)
     for trouble in run.troubles:
         console.print(trouble, style="yellow", markup=False, highlight=False)

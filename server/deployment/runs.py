@@ -46,12 +46,16 @@ class Deployment:
 
     folder: CoordinatorFolder
 
+    def require_superlink(self) -> None:
+        """Raise NoAnswer where none is running, before a run is made that nobody would take."""
+        with control(self.folder.settings.inside.port, self.folder.authority_certificate) as flower:
+            flower.nodes()
+
     def create(self, name: str, settings: RunSettings) -> RunStore:
         """A new run with the folder's study, for the hospitals that are enrolled; raises InputError."""
         members = len(self.folder.roster.active)
         if settings.federation.quorum > members:
-            enrolled = f"{members} hospital{' is' if members == 1 else 's are'} enrolled"
-            what = f"is {settings.federation.quorum}, and {enrolled}"
+            what = f"is {settings.federation.quorum}, and {enrolled(members)}"
             raise InputError([Problem("federation.quorum", "", what, "Enroll more of them, or ask for fewer.")])
         return RunStore.create(self.folder.run_folder(name), study_of(self.folder), settings)
 
@@ -142,6 +146,11 @@ def require_finished(store: RunStore, run: FlowerRun) -> None:
     if run.status != "finished:completed" or not (store.folder / "metrics.json").is_file():
         details = run.details or "Flower gives no reason; logs/executor.log may"
         raise RunFailed(f"{store.folder.name} ended as {run.status}: {details}")
+
+
+def enrolled(members: int) -> str:
+    """How many hospitals there are, in words."""
+    return f"{members} hospital{' is' if members == 1 else 's are'} enrolled"
 
 
 def build_bundle() -> bytes:

@@ -8,10 +8,10 @@ from typing import Any
 
 from flexmoe_core.errors import RunFailed
 from flexmoe_core.validation import FrozenModel
-from server.deployment.control import Node, control, flower_key
+from server.deployment.control import NoAnswer, Node, control, flower_key
 from server.deployment.folder import CoordinatorFolder
 from server.deployment.invitation import study_of
-from server.deployment.runs import Deployment
+from server.deployment.runs import Deployment, submission_of
 from server.progress import quality, troubles
 from server.run_store import RunStore
 
@@ -75,6 +75,8 @@ def _nodes(folder: CoordinatorFolder) -> tuple[list[Node] | None, str]:
     try:
         with control(folder.settings.inside.port, folder.authority_certificate) as flower:
             return flower.nodes(), "running"
+    except NoAnswer:
+        return None, "does not answer; is 'flexmoe-server start' running?"
     except RunFailed as error:
         return None, str(error)
 
@@ -112,11 +114,13 @@ def _run(deployment: Deployment, store: RunStore) -> RunStatus:
 def _state(deployment: Deployment, store: RunStore) -> str:
     if (store.folder / "metrics.json").is_file():
         return "finished"
+    if submission_of(store) is None:
+        return "not submitted"
     try:
         run = deployment.state(store)
     except RunFailed:
         return "unknown: the SuperLink does not answer"
-    return "not submitted" if run is None else run.status
+    return "unknown: the SuperLink does not know it" if run is None else run.status
 
 
 def _seconds_left(seconds: Sequence[float], rounds: int) -> float | None:

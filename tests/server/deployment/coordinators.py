@@ -21,14 +21,14 @@ from tests.server.scripted import STUDY
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
-def settings_of(names: tuple[str, ...] = ("fl.example.org",), **outside: Any) -> CoordinatorSettings:  # noqa: ANN401
+def settings_of(names: tuple[str, ...] = ("fl.example.org",), **outside: object) -> CoordinatorSettings:
     inside = {name: outside.pop(name) for name in ("inside",) if name in outside}
     return CoordinatorSettings.model_validate({"outside": {"names": names, **outside}, **inside})
 
 
-def make_folder(path: Path, *sites: str, **outside: Any) -> CoordinatorFolder:  # noqa: ANN401
+def make_folder(path: Path, *sites: str, **outside: object) -> CoordinatorFolder:
     """A coordinator's folder with hospitals enrolled."""
-    folder = CoordinatorFolder.create(path, settings_of(**outside), STUDY, NOW)
+    folder = CoordinatorFolder.create(path, settings_of(**outside), STUDY, NOW)  # type: ignore[arg-type]
     for site in sites:
         enroll(folder, enrollment_of(site), NOW)
     return folder
