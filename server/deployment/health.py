@@ -32,7 +32,7 @@ def ill_health(folder: CoordinatorFolder) -> str:
     """Why the coordinator should count as unhealthy; empty when it should not."""
     settings = folder.settings
     return _superlink_trouble(settings.inside.health_port) or _proxy_trouble(
-        settings.outside, folder.authority.certificate
+        settings.outside, (folder.path / "authority.crt").read_text()
     )
 
 
@@ -46,9 +46,9 @@ def _superlink_trouble(port: int) -> str:
     return "" if serving else "the SuperLink's health service says that it does not serve"
 
 
-def _proxy_trouble(outside: OutsideSettings, authority: bytes) -> str:
+def _proxy_trouble(outside: OutsideSettings, authority: str) -> str:
     """Whether the proxy shows a certificate of this federation, for the name that hospitals are told."""
-    context = ssl.create_default_context(cadata=authority.decode())
+    context = ssl.create_default_context(cadata=authority)
     address = (EVERYWHERE.get(outside.listen, outside.listen.strip("[]")), outside.port)
     try:
         with (
@@ -59,4 +59,5 @@ def _proxy_trouble(outside: OutsideSettings, authority: bytes) -> str:
     except ssl.SSLCertVerificationError as error:
         return f"the proxy's certificate is refused: {error.verify_message}; see 'flexmoe-server renew'"
     except OSError as error:
-        return f"the proxy at {address[0]}:{address[1]} does not answer TLS ({error}); see logs/nginx-error.log"
+        where = f"{address[0]}:{address[1]}"
+        return f"the proxy at {where} does not answer TLS ({error}); see logs/proxy.log"

@@ -20,32 +20,32 @@ def complaint(words: Sequence[str]) -> str:
     program, *arguments = words
     try:
         _parse(typer.main.get_command(PROGRAMS[program]), program, arguments)
-    except click.exceptions.Exit:
-        return ""  # --help
     except click.ClickException as error:
         return f"{shlex.join(words)}: {error.format_message()}"
     return ""
 
 
 def _parse(command: click.Command, name: str, arguments: Sequence[str], parent: click.Context | None = None) -> None:
-    context = command.make_context(name, list(arguments), parent=parent)
-    if isinstance(command, click.Group):
-        rest = [*context._protected_args, *context.args]
-        found_name, found, left = command.resolve_command(context, rest)
-        assert found is not None and found_name is not None
-        _parse(found, found_name, left, context)
+    if not isinstance(command, click.Group):
+        command.make_context(name, list(arguments), parent=parent)
+        return
+    context = click.Context(command, info_name=name, parent=parent)
+    found_name, found, rest = command.resolve_command(context, list(arguments))
+    assert found is not None and found_name is not None
+    _parse(found, found_name, rest, context)
 
 
 def commands_in(text: str) -> Iterator[list[str]]:
     """Every command of ours in the fenced blocks of a Markdown text, continued lines joined and comments dropped.
 
-    What stands before the program's name (``sudo``, ``docker compose run ...``) is not ours and left out.
+    What stands before the program's name (``docker compose run ...``) and after a redirection is not ours.
     """
     for line in fenced_lines(text):
         words = shlex.split(line, comments=True)
         start = next((place for place, word in enumerate(words) if word in PROGRAMS), None)
         if start is not None:
-            yield words[start:]
+            ours = words[start:]
+            yield ours[: ours.index("<")] if "<" in ours else ours
 
 
 def fenced_lines(text: str) -> Iterator[str]:

@@ -18,7 +18,9 @@ PARTIES = ("coordinator", "hospital-1", "hospital-2", "hospital-3")
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text())
 GPU = yaml.safe_load((ROOT / "compose.gpu.yaml").read_text())
 DOCKERFILE = (ROOT / "containers" / "Dockerfile").read_text()
+PYPROJECT = (ROOT / "pyproject.toml").read_text()
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+SERVICES_BY_TARGET = {service["build"]["target"]: service for service in SERVICES.values()}
 SCHEMA = json.loads(
     files("check_jsonschema").joinpath("builtin_schemas", "vendor", "compose-spec.json").read_text(encoding="utf-8")
 )
@@ -132,7 +134,7 @@ def test_no_named_volume_or_secret_is_undeclared() -> None:
 
 @every_party
 def test_images_are_pinned_to_this_version(party: str) -> None:
-    version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    version = re.search(r'^version = "(.+)"$', PYPROJECT, flags=re.MULTILINE)
     assert version is not None
     image = SERVICES[party]["image"]
     assert image == f"flexmoe/{'coordinator' if party == 'coordinator' else 'hospital'}:{version[1]}"
@@ -186,6 +188,3 @@ def test_every_party_reserves_a_gpu_in_the_file_for_gpus() -> None:
 
 def test_programs_of_commands_are_ours() -> None:
     assert {service["command"][0] for service in SERVICES.values()} <= set(PROGRAMS)
-
-
-SERVICES_BY_TARGET = {service["build"]["target"]: service for service in SERVICES.values()}

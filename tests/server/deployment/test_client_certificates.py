@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from flexmoe_core.enrollment import flower_header
 from server.deployment.certificates import CLIENT_DAYS, KeyAndCertificate, issue_client, make_authority
+from server.deployment.invitation import study_of
 from server.deployment.membership import enroll, revoke
 from tests.flexmoe_core.hospital_keys import certificate_request, enrollment_of
 from tests.server.deployment.running import PROTOBUF, Coordinator, needs_nginx, running, soon
@@ -73,7 +74,7 @@ def test_no_certificate_is_refused_and_logged(bound: Coordinator) -> None:
 
 def test_a_certificate_of_a_foreign_authority_is_refused_and_logged(bound: Coordinator, tmp_path: Path) -> None:
     now = datetime.now(UTC)
-    impostor = make_authority(f"{bound.folder.study.name} federation", now)
+    impostor = make_authority(f"{study_of(bound.folder).name} federation", now)
     certificate = written(tmp_path, hospital(impostor, "north", now))
     assert answer_to(bound, certificate, key_header(bound, "north")) == 400
     soon(lambda: "client SSL certificate verify error" in bound.log("proxy.log"), 5)
