@@ -8,12 +8,13 @@ from pathlib import Path
 
 from client.allowed_bundles import listed
 from client.check import check_site
-from client.node_folder import NodeFolder, Welcome
+from client.node_folder import NodeFolder
 from client.node_services import SUPEREXEC, SUPERNODE, TUNNEL, Judge, free_ports, node_services
 from client.node_status import NodeStatus, read_status, running_once, write_status
 from client.node_watch import NodeWatch
 from flexmoe_core.command_line import tell
 from flexmoe_core.devices import choose_device
+from flexmoe_core.enrollment import Welcome
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.service_log import ServiceLog
 from flexmoe_core.supervision import ServiceState, Supervisor

@@ -138,7 +138,7 @@ def _connection_lines(known: NodeStatus, connected: bool, running: bool) -> list
         lines.append(("last answer", f"sent {_ago(now - facts.answered)}"))
     for one in known.services:
         if one.reason:
-            lines.append((f"{one.name} restarts", f"{one.restarts}, the last one because {one.reason}"))
+            lines.append((f"{one.name} again", f"{one.restarts} times, the last because {one.reason}"))
         if one.next_start is not None and running:
             lines.append((f"{one.name} starts", f"in {max(0.0, one.next_start - now):.0f} s"))
     return lines

@@ -7,38 +7,11 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ConfigDict, Field
-
 from client.allowed_bundles import ALLOWED_FILE
+from flexmoe_core.enrollment import Enrollment, Welcome, read_public_file
 from flexmoe_core.errors import InputError, Problem
-from flexmoe_core.validation import FrozenModel, read_json
 
 PRIVATE_KEYS = ("node_key", "identity_key", "tls_key")
-
-
-class Welcome(FrozenModel):
-    """What a node needs of the coordinator's welcome.json: certificates are PEM text, the address is host:port."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
-
-    site: str
-    study: str
-    address: str = Field(pattern=r"^\S+:\d{1,5}$")
-    certificate_authority: str
-    client_certificate: str | None = None
-
-    @property
-    def host(self) -> str:
-        """The coordinator's name or address, an IPv6 address without its brackets."""
-        return self.address.rpartition(":")[0].strip("[]")
-
-
-class _Enrollment(FrozenModel):
-    """What the check of a welcome needs of enrollment.json."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore", hide_input_in_errors=True)
-
-    site: str
 
 
 @dataclass(frozen=True)
@@ -94,8 +67,8 @@ class NodeFolder:
         """
         problems = self._key_problems()
         try:
-            welcome = read_json(self.path / "welcome.json", Welcome)
-            enrollment = read_json(self.path / "enrollment.json", _Enrollment)
+            welcome = read_public_file(Welcome, self.path / "welcome.json")
+            enrollment = read_public_file(Enrollment, self.path / "enrollment.json")
             if welcome.site != enrollment.site:
                 what = f"is for the site '{welcome.site}', and this folder is that of '{enrollment.site}'"
                 remedy = "Ask the coordinator for the welcome of this site."

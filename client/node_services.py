@@ -20,8 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.node_certificates import LocalTls, write_local_tls
-from client.node_folder import NodeFolder, Welcome
+from client.node_folder import NodeFolder
 from flexmoe_core.checkpoint import write_atomic
+from flexmoe_core.enrollment import Welcome
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.supervision import Service
 

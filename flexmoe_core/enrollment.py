@@ -117,8 +117,13 @@ class Welcome(FrozenModel):
     study: SafeName
     address: str = Field(pattern=r"^([^\s:/\[\]]+|\[[0-9A-Fa-f:.]+\]):[0-9]{1,5}$")
     certificate_authority: Certificate
-    client_certificate: Certificate | None
-    roster: Roster
+    client_certificate: Certificate | None = None
+    roster: Roster = Roster()
+
+    @property
+    def host(self) -> str:
+        """The coordinator's name or address, an IPv6 address without its brackets."""
+        return self.address.rpartition(":")[0].strip("[]")
 
 
 FileT = TypeVar("FileT", bound=FrozenModel)

@@ -6,7 +6,6 @@ A problem shows the keys and names that a file declares, never a value that was 
 from __future__ import annotations
 
 import difflib
-import json
 import re
 import tomllib
 from collections.abc import Collection, Iterable, Sequence
@@ -109,23 +108,6 @@ def validate(data: object, model: type[ModelT], file: str, place: str = "") -> M
 def read_toml(path: Path, model: type[ModelT]) -> ModelT:
     """The TOML file at ``path`` as a ``model``. Raises InputError with every problem."""
     return validate(parse_toml(path), model, str(path))
-
-
-def read_json(path: Path, model: type[ModelT]) -> ModelT:
-    """The JSON file at ``path`` as a ``model``. Raises InputError with every problem."""
-    try:
-        data = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        problem = Problem(str(path), "", "the file does not exist", "Put it there, or correct the path.")
-        raise InputError([problem]) from None
-    except OSError as error:
-        reason = error.strerror or "it cannot be opened"
-        problem = Problem(str(path), "", f"cannot be read: {reason}", "Correct the path or its permissions.")
-        raise InputError([problem]) from None
-    except (ValueError, RecursionError):
-        problem = Problem(str(path), "", "is not valid JSON", "Fetch the file again from where it was made.")
-        raise InputError([problem]) from None
-    return validate(data, model, str(path))
 
 
 def parse_toml(path: Path) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class NoAnswer(RunFailed):
     """The SuperLink cannot be reached: it may be starting."""
 
 
+class Unknown(RunFailed):
+    """The SuperLink does not know what it was asked about."""
+
+
 class Control:
     """Requests to the SuperLink on this machine; raise NoAnswer, or RunFailed where it refuses."""
 
@@ -107,7 +111,10 @@ class Control:
 
     def run(self, run_id: int) -> FlowerRun | None:
         """What has become of a run; None where the SuperLink does not know it."""
-        answer = self._ask(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id)))
+        try:
+            answer = self._ask(lambda: self._client.ListRuns(ListRunsRequest(run_id=run_id)))
+        except Unknown:  # so with the database of another machine
+            return None
         found = answer.run_dict.get(run_id)
         if found is None:
             return None
@@ -124,7 +131,8 @@ class Control:
             return request()
         except httpx.HTTPStatusError as error:
             said = f"status {error.response.status_code}: {error.response.text[:200]}"
-            raise RunFailed(f"{superlink} refuses with {said}") from None
+            kind = Unknown if error.response.status_code == httpx.codes.NOT_FOUND else RunFailed
+            raise kind(f"{superlink} refuses with {said}") from None
         except httpx.TransportError as error:
             said = f"({type(error).__name__}). Is 'flexmoe-server start' running?"
             raise NoAnswer(f"{superlink} does not answer {said}") from None

@@ -37,19 +37,20 @@ def test_every_problem_is_told_at_once(node: NodeFolder) -> None:
         "identity_key: is not there. Make the folder's keys with 'flexmoe-client keygen', or restore the file.",
         "tls_key: is not a plain file. Put the key itself there, not a link to it.",
         f"allowed_bundles.txt: can be changed by others. Run: chmod go-w {node.allowed_file}",
-        "welcome.json: the file does not exist. Put it there, or correct the path.",
+        "welcome.json: cannot be read: No such file or directory. Check the path.",
     ]
 
 
 def test_a_welcome_for_another_site_is_refused(node: NodeFolder) -> None:
-    (node.path / "enrollment.json").write_text(json.dumps({"format": 1, "site": "basel"}))
+    file = node.path / "enrollment.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"site": "basel"}))
     with pytest.raises(InputError, match="is for the site 'cleveland', and this folder is that of 'basel'"):
         node.welcome()
 
 
 def test_what_is_no_json_is_told(node: NodeFolder) -> None:
     (node.path / "welcome.json").write_text("{")
-    with pytest.raises(InputError, match="is not valid JSON"):
+    with pytest.raises(InputError, match="is not a JSON file"):
         node.welcome()
 
 

@@ -21,11 +21,11 @@ def services(folder: Path, address: str = "coordinator.example:443", *, tunnel: 
     return node_services(node, folder.parent / "data", "cpu", node.welcome(), PORTS, {})
 
 
-def test_supernode_then_superexec_with_nothing_secret_on_their_command_lines(tmp_path: Path) -> None:
-    supernode, superexec = services(tmp_path / "node")
+def test_the_processes_in_order_with_nothing_secret_on_their_command_lines(tmp_path: Path) -> None:
+    supernode, standby, superexec = services(tmp_path / "node")
     secret = (tmp_path / "node" / "run" / "superexec.secret").read_bytes()
     assert len(secret) == 32
-    for one in (supernode, superexec):
+    for one in (supernode, standby, superexec):
         text = " ".join(one.command)
         assert secret.hex() not in text and "--insecure" not in text
         assert one.environment["FLWR_TELEMETRY_ENABLED"] == "0"
@@ -51,7 +51,7 @@ def test_the_local_certificate_is_one_of_the_local_authority(tmp_path: Path) -> 
 
 @pytest.mark.skipif(shutil.which("stunnel") is None, reason="needs stunnel")
 def test_a_client_certificate_goes_through_a_tunnel_that_verifies_the_coordinator(tmp_path: Path) -> None:
-    tunnel, supernode, _ = services(tmp_path / "node", "192.0.2.7:443", tunnel=True)
+    tunnel, supernode, *_ = services(tmp_path / "node", "192.0.2.7:443", tunnel=True)
     assert "127.0.0.1:7003" in supernode.command and "192.0.2.7:443" not in supernode.command
     settings = Path(tunnel.command[1]).read_text().splitlines()
     for line in ("verifyChain = yes", "checkIP = 192.0.2.7", "connect = 192.0.2.7:443", "accept = 127.0.0.1:7003"):

@@ -75,7 +75,7 @@ def test_what_an_engineer_is_shown(node: NodeFolder) -> None:
     assert shown["running"] == "no" and shown["connected"] == "no"
     assert shown["last message"] == "train, received 5 minutes ago"
     assert shown["last answer"] == "sent 5 s ago"
-    assert shown["supernode restarts"] == "2, the last one because it gave up"
+    assert shown["supernode again"] == "2 times, the last because it gave up"
     assert shown["allowed bundles"].startswith("none")
 
 

@@ -19,9 +19,10 @@ from typing import Any
 import tomli_w
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from client.keys import TLS_KEY, make_keys
 from simulations.engines.process_family import end_family
 
 ROOT = Path(__file__).parents[2]
@@ -94,16 +95,10 @@ def write_node_folder(
     folder: Path, authority: Authority, address: str, site: str, study: str, *, with_certificate: bool = False
 ) -> Path:
     """A node folder as keygen and the coordinator's admission leave it."""
-    folder.mkdir(mode=0o700)
-    node_key, tls_key = ec.generate_private_key(ec.SECP384R1()), ec.generate_private_key(ec.SECP256R1())
-    openssh = serialization.PrivateFormat.OpenSSH
-    private(folder / "node_key", node_key.private_bytes(PEM, openssh, NO_PASSWORD))
-    public = node_key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH)
-    (folder / "node_key.pub").write_bytes(public)
-    identity = ed25519.Ed25519PrivateKey.generate()
-    private(folder / "identity_key", identity.private_bytes(PEM, openssh, NO_PASSWORD))
-    private(folder / "tls_key", key_pem(tls_key))
-    (folder / "enrollment.json").write_text(json.dumps({"format": 1, "site": site}))
+    enrollment = make_keys(folder, site)
+    (folder / "node_key.pub").write_text(enrollment.node_key)
+    tls_key = serialization.load_pem_private_key((folder / TLS_KEY).read_bytes(), password=None)
+    assert isinstance(tls_key, ec.EllipticCurvePrivateKey)
     welcome = {
         "format": 1,
         "site": site,
