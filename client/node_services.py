@@ -92,7 +92,9 @@ def node_services(
     )
     services.append(_service(node, SUPERNODE, supernode, environment, judges, 5.0))
     standby = (sys.executable, "-P", str(HERE / "standby.py"), str(node.path))
-    services.append(_service(node, STANDBY, standby, environment, judges, 1.0))
+    # a site computes with one thread, and a process of one thread is copied whole
+    alone = {**environment, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    services.append(_service(node, STANDBY, standby, alone, judges, 1.0))
     superexec = (
         str(Path(sysconfig.get_path("scripts")) / "flower-superexec"),
         *("--root-certificates", str(local.authority), "--superexec-auth-secret-file", str(secret)),

@@ -20,6 +20,8 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+import torch
+
 SOCKET = Path("run") / "standby.sock"
 MODULES = (
     "cryptography.hazmat.primitives.asymmetric.ed25519",
@@ -30,7 +32,6 @@ MODULES = (
     "pydantic",
     "safetensors.numpy",
     "scipy.sparse.linalg",
-    "torch",
     "torch.func",
 )
 PARENT = "--parent-pid"
@@ -62,6 +63,8 @@ def main() -> None:
     node = Path(sys.argv[1])
     for module in MODULES:
         importlib.import_module(module)
+    # the first optimizer of a process imports PyTorch's compiler, which takes as long as PyTorch
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     # by its path: this folder on sys.path would offer its files to whoever imports a module named like one
     spec = importlib.util.spec_from_file_location("guard", Path(__file__).with_name("guard.py"))
     assert spec is not None and spec.loader is not None
