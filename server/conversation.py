@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -14,6 +15,7 @@ from flexmoe_core.attachments import RECORD, Attachments
 from flexmoe_core.errors import MessageError
 
 LONGEST_REASON = 200
+POLL_S = 1.0
 Question = Literal["query.handshake", "train", "evaluate"]
 
 
@@ -66,6 +68,25 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
         bytes_down=len(payload) * len(messages),
         beside=beside,
     )
+
+
+def wait_for_nodes(
+    grid: Grid,
+    nodes: Collection[int],
+    needed: int,
+    patience_s: float,
+    sleep: Callable[[float], None] = time.sleep,
+) -> tuple[int, float]:
+    """Wait until so many of the nodes are online, or the patience is over: how many are, and the seconds it took.
+
+    A message to a node that is offline fails at once: without waiting, an outage of a minute would cost every round.
+    """
+    started = time.monotonic()
+    while (online := len({*grid.get_node_ids()} & {*nodes})) < needed:
+        if time.monotonic() - started > patience_s:
+            break
+        sleep(POLL_S)
+    return online, time.monotonic() - started
 
 
 def in_short(text: str) -> str:

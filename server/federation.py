@@ -19,7 +19,7 @@ from flexmoe_core.messages import FinishRequest, Terms, TrainRequest, encode
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
 from flexmoe_core.naming import under_prefix, with_prefix
 from server.averaging import RoundAverage
-from server.conversation import ask
+from server.conversation import ask, wait_for_nodes
 from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
 from server.identities import Identities
@@ -29,6 +29,9 @@ from server.replies import read_train_replies
 from server.run_store import RunStore
 
 RoundObserver = Callable[[Mapping[str, Any]], None]
+COMING_BACK_S = 90.0
+"""What a node takes that was killed: Flower holds its old session for a minute."""
+NOTABLE_S = 5.0
 
 
 @dataclass
@@ -151,6 +154,7 @@ class Federation:
         started = time.monotonic()
         federation, number = self._settings.federation, progress.round + 1
         request = TrainRequest(terms=self._terms, table=self._table, round=number)
+        self._wait(sites, federation.quorum, federation.deadline_s)
         payload = encode(request, progress.state)
         self._record.asked("train", sites.nodes, payload, number, request.attempt)
         answers = ask(self._grid, sites.nodes, "train", payload, federation.deadline_s)
@@ -193,6 +197,11 @@ class Federation:
         self._store.append_history(timed)
         self._observe(timed)
 
+    def _wait(self, sites: Participants, needed: int, patience_s: float) -> None:
+        online, seconds = wait_for_nodes(self._grid, sites.nodes.values(), needed, patience_s)
+        if seconds > NOTABLE_S:
+            self._observe({"waited_s": round(seconds, 1), "online": online, "needed": needed})
+
     def _save(self, progress: Progress) -> None:
         arrays = (
             with_prefix("state", progress.state)
@@ -222,6 +231,8 @@ class Federation:
         federation = self._settings.federation
         final = self._average.mean()
         request = FinishRequest(terms=self._terms, table=self._table, round=progress.round)
+        # a hospital that is just coming back would go without the model
+        self._wait(sites, len(sites.nodes), min(COMING_BACK_S, federation.deadline_s))
         payload = encode(request, final)
         self._record.asked("finish", sites.nodes, payload, progress.round)
         answers = ask(self._grid, sites.nodes, "evaluate", payload, federation.deadline_s)

@@ -14,11 +14,9 @@ from flexmoe_core.attachments import Attachments
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError, RunFailed
 from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
-from server.conversation import Answers, ask, in_short
+from server.conversation import POLL_S, Answers, ask, in_short
 from server.identities import Identities
 from server.record import HANDSHAKE, RunRecord
-
-POLL_S = 1.0
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ def troubles(row: Mapping[str, Any]) -> list[str]:
     """Everything in a row that went wrong, a line each."""
     if "refused_checkpoint" in row:
         return [f"Passed over a broken checkpoint: {row['refused_checkpoint']}"]
+    if "waited_s" in row:
+        return [f"Waited {row['waited_s']:.0f} s: {row['online']} sites are online, {row['needed']} are needed"]
     if "refused_nodes" in row:
         return [f"Goes without {node}: {reason}" for node, reason in row["refused_nodes"].items()]
     reasons = (

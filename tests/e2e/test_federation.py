@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import stat
 from collections.abc import Iterator
@@ -12,14 +13,17 @@ import pandas as pd
 import pytest
 
 from flexmoe_core.checkpoint import read_checkpoint
+from server.run_store import RunStore
 from server.settings import settings_with
 from simulations.runs import simulate
-from tests.e2e.lab import Lab, facts_of, lab, needs_nginx, program, run
+from tests.e2e.figures import note_rounds
+from tests.e2e.lab import Lab, facts_of, lab, needs_nginx, processes_with, program, run
 
 pytestmark = [pytest.mark.slow, needs_nginx]
 SITES = ("cleveland", "hungary", "switzerland", "va-long-beach")
 SETTINGS = ("federation.rounds=3", "federation.quorum=4", "method.curriculum.generalize_rounds=1")
 SEED = 5
+RUNS = ("first", "alone")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +50,7 @@ def test_it_trains_to_the_weights_of_the_federation_in_one_process(finished: Lab
 
 
 def bundle_of(finished: Lab, site: str) -> Path:
-    (bundle,) = finished.hospitals[site].state.glob("*/bundle")
-    return bundle
+    return finished.hospitals[site].state / RunStore.open(finished.run_folder("first")).run / "bundle"
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -64,6 +67,38 @@ def test_every_hospital_predicts_offline_what_the_coordinator_reports(
     reported = facts_of(finished.run_folder("first"))["test"]["sites"][site]
     assert len(predicted) == reported["n"]
     assert accuracy == pytest.approx(reported["accuracy"], abs=1e-12)
+
+
+def test_without_a_process_that_stands_by_the_bits_are_the_same_and_a_round_takes_longer(finished: Lab) -> None:
+    for hospital in finished.hospitals.values():
+        (hospital.node / "run" / "standby.sock").unlink()
+    options = [word for setting in SETTINGS for word in ("--set", setting)]
+    finished.server("run", "--name", "alone", "--seed", str(SEED), *options)
+    first, alone = (read_checkpoint(finished.run_folder(run) / "checkpoint" / "round-00003")[0] for run in RUNS)
+    assert all(np.array_equal(value, alone[name]) for name, value in first.items())
+    seconds = {}
+    for run_name, what in zip(RUNS, ("a process stands by", "a new process for each message"), strict=True):
+        rows = finished.history(run_name)
+        own = [value for row in rows for value in row["training_seconds"].values()]
+        seconds[run_name] = [row["seconds"] for row in rows]
+        note_rounds(f"four hospitals on one machine, {what}", seconds[run_name], own)
+    assert min(seconds["alone"]) > min(seconds["first"])
+
+
+def test_no_secret_is_on_a_command_line_or_in_a_log(finished: Lab) -> None:
+    keys = [file for file in finished.root.rglob("*") if file.is_file() and b"PRIVATE KEY" in file.read_bytes()]
+    needles = {line for file in keys for line in file.read_bytes().splitlines() if len(line) > 40}
+    for file in finished.root.rglob("superexec.secret"):
+        secret = file.read_bytes()
+        needles |= {secret, secret.hex().encode(), base64.b64encode(secret)}
+    commands = b"\n".join(
+        (Path(f"/proc/{pid}") / "cmdline").read_bytes() for pid in processes_with("", str(finished.root))
+    )
+    assert b"flower-superlink" in commands
+    logs = [file for file in finished.root.rglob("*.log*") if file.is_file()]
+    assert len(logs) > 10
+    texts = [commands, *(file.read_bytes() for file in logs)]
+    assert not [needle for needle in needles for text in texts if needle in text]
 
 
 def test_every_secret_is_for_its_owner_alone(finished: Lab) -> None:

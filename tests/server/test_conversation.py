@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from flexmoe_core.attachments import RECORD, Attachments
 from flexmoe_core.audit_line import Head
-from server.conversation import Answers, ask, in_short
+from server.conversation import Answers, ask, in_short, wait_for_nodes
 from tests.server.scripted import Answer, ScriptedGrid, packed, says, silent
 
 NORTH, SOUTH = 11, 12
@@ -154,3 +154,25 @@ def test_reasons_are_one_short_line(reason: str | None) -> None:
 
 def test_in_short_keeps_short_words() -> None:
     assert in_short("the reply is to round 3") == "the reply is to round 3"
+
+
+def waited(online: list[list[int]], needed: int, patience_s: float = 1e6) -> tuple[int, int]:
+    """How many of the two nodes are online in the end, and how often the coordinator looked again."""
+    slept: list[float] = []
+    grid = ScriptedGrid({}, online=online)
+    found, seconds = wait_for_nodes(grid, NODES.values(), needed, patience_s, slept.append)
+    assert seconds >= 0
+    return found, len(slept)
+
+
+def test_nobody_waits_for_who_is_there() -> None:
+    assert waited([[NORTH, SOUTH]], needed=2) == (2, 0)
+    assert waited([[NORTH]], needed=1) == (1, 0)
+
+
+def test_nodes_that_come_back_are_waited_for_and_strangers_do_not_count() -> None:
+    assert waited([[], [99, 98], [NORTH, 99], [NORTH, SOUTH]], needed=2) == (2, 3)
+
+
+def test_waiting_ends_with_the_patience() -> None:
+    assert waited([[NORTH]], needed=2, patience_s=0.0) == (1, 0)
