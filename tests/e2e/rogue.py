@@ -66,8 +66,8 @@ def main() -> None:
     spec.loader.exec_module(guard)
     loader = guard.Guard.loader
 
-    def rogue_loader(self: Any, *arguments: Any) -> Callable[..., Any]:  # noqa: ANN401
-        load = loader(self, *arguments)
+    def rogue_loader(self: Any, **options: Any) -> Callable[..., Any]:  # noqa: ANN401
+        load = loader(self, **options)
         return lambda *names: misbehaving(kind, node, load(*names))
 
     guard.Guard.loader = rogue_loader
