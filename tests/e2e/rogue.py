@@ -45,7 +45,11 @@ def other_shapes(node: Path, message: Any, reply: Any) -> Any:  # noqa: ANN401
         return reply
     request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
     facts, arrays = decode(reply.content.array_records["payload"]["bytes"].numpy().tobytes(), TrainReply)
-    other = {name: np.zeros((7, *value.shape), value.dtype) for name, value in arrays.items()}
+    trained = ("weighted/", "support/")
+    other = {
+        name: np.zeros((7, *value.shape), value.dtype) if name.startswith(trained) else value
+        for name, value in arrays.items()
+    }
     payload = encode(facts, other)
     beside = Attachments.from_values(reply.content.config_records[RECORD])
     said = Statement(facts.site, "train", digest_of(request), digest_of(payload), beside.record)
