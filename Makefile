@@ -9,7 +9,7 @@ demo: $(STAMP)
 	$(BIN)/flexmoe-sim demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not e2e"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not e2e"
 
 e2e: $(STAMP)
 	$(BIN)/python -m pytest tests/e2e
