@@ -9,7 +9,7 @@ from pathlib import Path
 from client.allowed_bundles import listed
 from client.check import check_site
 from client.node_folder import NodeFolder
-from client.node_services import SUPEREXEC, SUPERNODE, TUNNEL, Judge, free_ports, node_services
+from client.node_services import STANDBY, SUPEREXEC, SUPERNODE, TUNNEL, Judge, free_ports, node_services
 from client.node_status import NodeStatus, read_status, running_once, write_status
 from client.node_watch import NodeWatch
 from flexmoe_core.command_line import tell
@@ -77,6 +77,7 @@ class _Running:
         judges: dict[str, Judge] = {
             SUPERNODE: self._judge_supernode,
             SUPEREXEC: self._watch.judge_superexec,
+            STANDBY: self._watch.judge_superexec,
             TUNNEL: self._watch.judge_tunnel,
         }
         services = node_services(node, options.data.resolve(), options.device, welcome, self._ports, judges)

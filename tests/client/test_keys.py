@@ -51,7 +51,7 @@ def test_public_halves_are_those_of_the_private_keys(tmp_path: Path) -> None:
     node = load_ssh_private_key((tmp_path / "node" / NODE_KEY).read_bytes(), None)
     assert isinstance(node, ec.EllipticCurvePrivateKey)
     assert public_line(node) == made.node_key
-    statement = Statement(made.site, "train", digest_of(b"a"), digest_of(b"b"))
+    statement = Statement(made.site, "train", digest_of(b"a"), digest_of(b"b"), "")
     identity = read_identity_key(tmp_path / "node" / IDENTITY_KEY)
     assert statement.is_signed(statement.sign(identity), made.identity_key)
     tls = load_pem_private_key((tmp_path / "node" / TLS_KEY).read_bytes(), None)

@@ -19,7 +19,7 @@ from simulations.runs import simulate
 from tests.e2e.figures import note_rounds
 from tests.e2e.lab import Lab, facts_of, lab, needs_nginx, processes_with, program, run
 
-pytestmark = [pytest.mark.slow, needs_nginx]
+pytestmark = [pytest.mark.e2e, needs_nginx]
 SITES = ("cleveland", "hungary", "switzerland", "va-long-beach")
 SETTINGS = ("federation.rounds=3", "federation.quorum=4", "method.curriculum.generalize_rounds=1")
 SEED = 5

@@ -151,9 +151,9 @@ def test_a_run_of_an_allowed_bundle_and_none_of_another(
         assert "not on the site's list" in told["status-details"], told
         assert "refused a bundle that is not on this site's list" in text(node / "state" / "site.log")
         assert not marker.exists()
-        assert sorted(text(node / "logs" / "superexec.log").split()).count("Successfully") == 3, (
-            "unpacked once a message"
-        )
+        words = text(node / "logs" / "standby.log").split()
+        assert words.count("Successfully") == 3, "unpacked once a message"
+        assert "not on this site's list" in text(node / "logs" / "node.log"), "the engineer is told"
         assert not list((node / "flower").rglob("app.py")), "nothing of a bundle is left behind"
     assert client("status", node).returncode == 1
 

@@ -21,7 +21,7 @@ from tests.flexmoe_core.hospital_keys import public_line
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(32))
 LINE = public_line(KEY)
-STATEMENT = Statement("north", "train", digest_of(b"request"), digest_of(b"reply"))
+STATEMENT = Statement("north", "train", digest_of(b"request"), digest_of(b"reply"), f"3 {'a' * 64}")
 SIGNATURE = STATEMENT.sign(KEY)
 
 TEXTS = st.text(max_size=80)
@@ -40,7 +40,7 @@ def test_what_the_owner_signed_passes() -> None:
     assert STATEMENT.is_signed(SIGNATURE, LINE)
 
 
-@given(st.sampled_from(["site", "question", "request", "reply"]), TEXTS)
+@given(st.sampled_from(["site", "question", "request", "reply", "record"]), TEXTS)
 def test_any_other_field_fails(field: str, text: str) -> None:
     other = replace(STATEMENT, **{field: text})
     assert other.is_signed(SIGNATURE, LINE) == (other == STATEMENT)
@@ -48,7 +48,7 @@ def test_any_other_field_fails(field: str, text: str) -> None:
 
 @given(TEXTS, TEXTS, TEXTS, TEXTS)
 def test_a_statement_is_told_from_every_other(site: str, question: str, request: str, reply: str) -> None:
-    made = Statement(site, question, digest_of(request.encode("utf-8", "replace")), digest_of(b"reply"))
+    made = Statement(site, question, digest_of(request.encode("utf-8", "replace")), digest_of(b"reply"), "")
     signature = made.sign(KEY)
     assert made.is_signed(signature, LINE)
     for swapped in (
