@@ -150,7 +150,8 @@ class Lab:
         shutil.copy(self.folder / "welcome" / f"{name}.json", node / "welcome.json")
         run([*program("flexmoe-client"), "allow", str(node)])
         data = self.study_folder / name
-        command = [*program("flexmoe-client"), "start", str(node), "--data", str(data), "--device", "cpu"]
+        study = ["--study", str(self.study_folder / "study.toml")]
+        command = [*program("flexmoe-client"), "start", str(node), "--data", str(data), *study, "--device", "cpu"]
         hospital = Hospital(name, data, node, Running(command, self.root / f"{name}.log", within))
         self.hospitals[name] = hospital
         return hospital
