@@ -14,7 +14,8 @@ from flexmoe_core.attachments import Attachments
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError, RunFailed
 from flexmoe_core.messages import HandshakeReply, HandshakeRequest, Terms, decode, encode
-from server.conversation import POLL_S, Answers, ask, in_short
+from flexmoe_core.signatures import digest_of
+from server.conversation import Answers, ask, in_short, wait_for_nodes
 from server.identities import Identities
 from server.record import HANDSHAKE, RunRecord
 
@@ -57,18 +58,14 @@ def shake_hands(
 
     When the deadline passes, a quorum is enough to begin.
     """
-    started = time.monotonic()
-    while (online := len(list(grid.get_node_ids()))) < max(quorum, expected):
-        if time.monotonic() - started > deadline_s:
-            if online >= quorum:
-                break
-            raise RunFailed(f"{online} sites came online within {deadline_s:g} s, {quorum} are needed")
-        sleep(POLL_S)
+    online, _ = wait_for_nodes(grid, None, max(quorum, expected), deadline_s, sleep)
+    if online < quorum:
+        raise RunFailed(f"{online} sites came online within {deadline_s:g} s, {quorum} are needed")
     nodes = {f"node {node}": node for node in grid.get_node_ids()}
     request = encode(HandshakeRequest(terms=terms))
     record.asked(HANDSHAKE, nodes, request)
     answers = ask(grid, nodes, "query.handshake", request, deadline_s)
-    admit = partial(identities.objection, HANDSHAKE, request)
+    admit = partial(identities.objection, HANDSHAKE, digest_of(request))
     names = _names(grid) if identities.known else {}
     participants = _admit(answers, nodes, names, terms, admit)
     record.answered(HANDSHAKE, answers, participants.refused, nodes=participants.nodes)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from flexmoe_core.attachments import Attachments
 from flexmoe_core.enrollment import Roster
-from flexmoe_core.signatures import Statement, digest_of
+from flexmoe_core.signatures import Digest, Statement, digest_of
 from server.conversation import Answers
 from server.record import Question
 
@@ -26,24 +26,27 @@ class Identities:
         return self._keys is not None
 
     def objection(
-        self, question: Question, request: bytes, site: str, payload: bytes, beside: Attachments
+        self, question: Question, request: Digest, site: str, payload: bytes, beside: Attachments
     ) -> str | None:
         """Why an answer that claims to be of a site is not to be believed, or None."""
         if self._keys is None:
             return None
         if site not in self._keys:
             return "is not on the roster"
-        said = Statement(site, question, digest_of(request), digest_of(payload), beside.record)
+        said = Statement(site, question, request, digest_of(payload), beside.record)
         if not said.is_signed(beside.signature, self._keys[site]):
             return "did not sign this answer"
         return None
 
     def checked(self, question: Question, request: bytes, answers: Answers) -> Answers:
         """The answers, by the sites that were asked; whoever did not sign its own has failed."""
+        if not self.known:
+            return answers
+        asked = digest_of(request)
         objections = {
             site: objection
             for site, payload in answers.payloads.items()
-            if (objection := self.objection(question, request, site, payload, answers.beside[site]))
+            if (objection := self.objection(question, asked, site, payload, answers.beside[site]))
         }
         return replace(
             answers,

@@ -32,7 +32,7 @@ def ill_health(folder: CoordinatorFolder) -> str:
     """Why the coordinator should count as unhealthy; empty when it should not."""
     settings = folder.settings
     return _superlink_trouble(settings.inside.health_port) or _proxy_trouble(
-        settings.outside, (folder.path / "authority.crt").read_text()
+        settings.outside, folder.authority_certificate.decode()
     )
 
 

@@ -30,6 +30,7 @@ from tests.server.scripted import (
 )
 
 HEAD = Head(3, "a" * 64)
+REQUEST = digest_of(b"request")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -62,7 +63,7 @@ def signed(
 def test_what_a_site_signed_is_believed_and_nothing_else(keys: Path) -> None:
     identities = Identities(roster_of(keys, "north", "south"))
     good = signed(keys, "north", "train", b"request", b"reply")
-    assert identities.objection("train", b"request", "north", b"reply", good) is None
+    assert identities.objection("train", REQUEST, "north", b"reply", good) is None
     for question, request, site, payload, beside in (
         ("finish", b"request", "north", b"reply", good),
         ("train", b"another", "north", b"reply", good),
@@ -74,19 +75,19 @@ def test_what_a_site_signed_is_believed_and_nothing_else(keys: Path) -> None:
         ("train", b"request", "north", b"reply", replace(good, signature=bytes(64))),
         ("train", b"request", "north", b"reply", signed(keys, "south", "train", b"request", b"reply")),
     ):
-        why = identities.objection(question, request, site, payload, beside)  # type: ignore[arg-type]
+        why = identities.objection(question, digest_of(request), site, payload, beside)  # type: ignore[arg-type]
         assert why == "did not sign this answer"
 
 
 def test_a_stranger_and_a_revoked_hospital_are_not_on_the_roster(keys: Path) -> None:
     good = signed(keys, "north", "train", b"request", b"reply")
     for roster in (roster_of(keys, "south"), roster_of(keys, "north", "south", revoked="north")):
-        why = Identities(roster).objection("train", b"request", "north", b"reply", good)
+        why = Identities(roster).objection("train", REQUEST, "north", b"reply", good)
         assert why == "is not on the roster"
 
 
 def test_without_a_roster_nobody_has_to_sign() -> None:
-    assert Identities(None).objection("train", b"request", "north", b"reply", Attachments()) is None
+    assert Identities(None).objection("train", REQUEST, "north", b"reply", Attachments()) is None
 
 
 def test_an_answer_that_another_site_gave_has_failed_and_the_others_count(keys: Path) -> None:
