@@ -11,20 +11,22 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import numpy as np
 import safetensors.numpy
-from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, model_validator
 from safetensors import SafetensorError
 
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError
 from flexmoe_core.groups import Group
+from flexmoe_core.privacy.rules import findings_of_method
+from flexmoe_core.privacy.settings import PrivacySettings
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.study import Study
 from flexmoe_core.update import MAGNITUDE_BITS
-from flexmoe_core.validation import FrozenModel, SafeName
+from flexmoe_core.validation import FrozenModel, SafeName, raise_if_any
 
 RunName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -61,6 +63,13 @@ class Terms(FrozenModel):
     method: MethodSettings
     local_groups: tuple[Group, ...] = ()
     min_cell: int = Field(ge=1)
+    rounds: int = Field(ge=1)
+    privacy: PrivacySettings = PrivacySettings()
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        raise_if_any(findings_of_method(self.method, self.privacy))
+        return self
 
 
 class HandshakeRequest(FrozenModel):

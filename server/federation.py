@@ -69,6 +69,8 @@ class Federation:
             method=self._settings.method,
             local_groups=federation.local_groups,
             min_cell=federation.min_cell,
+            rounds=federation.rounds,
+            privacy=self._settings.privacy,
         )
         self._average = RoundAverage(federation.averaging)
         self._early_stop = EarlyStop(federation.early_stop)

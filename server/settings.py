@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import tomli_w
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.groups import Group
+from flexmoe_core.privacy.rules import findings_of_method
+from flexmoe_core.privacy.settings import PrivacySettings
 from flexmoe_core.settings import DEFAULT_PRESET, PRESETS, MethodSettings
-from flexmoe_core.validation import FrozenModel, read_toml, suggestion, validate
+from flexmoe_core.validation import Finding, FrozenModel, raise_if_any, read_toml, suggestion, validate
 from server.door import UpdateLimits
 from server.optimizers import ServerOptimizerSettings
 from server.robust import AggregationSettings
@@ -52,6 +54,26 @@ class RunSettings(FrozenModel):
     seed: int = Field(default=0, ge=0, lt=2**63)
     method: MethodSettings = MethodSettings()
     federation: FederationSettings = FederationSettings()
+    privacy: PrivacySettings = PrivacySettings()
+
+    @model_validator(mode="after")
+    def _private(self) -> Self:
+        raise_if_any([*findings_of_method(self.method, self.privacy), *self._findings()])
+        return self
+
+    def _findings(self) -> Iterator[Finding]:
+        """What of the federation a protection does not allow."""
+        federation = self.federation
+        if self.privacy.patient is not None and federation.early_stop.patience > 0:
+            what = "needs metrics every round, which privacy.patient does not release"
+            yield Finding(what, "Set it to 0.", "federation.early_stop.patience")
+        if self.privacy.patient is not None and federation.optimizer.name != "avg":
+            what = "lets noise of rows that nobody trains grow, under privacy.patient"
+            yield Finding(what, "Set it to avg.", "federation.optimizer.name")
+        masked = self.privacy.secure_aggregation is not None
+        if masked and federation.aggregation.rule != "mean":
+            what = "needs the updates one by one, which privacy.secure_aggregation hides"
+            yield Finding(what, "Set it to mean.", "federation.aggregation.rule")
 
     def to_toml(self) -> str:
         """The text of a config.toml that gives the same settings."""

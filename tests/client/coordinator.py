@@ -64,7 +64,7 @@ def coordinate(
     study: Study, site: Site, min_cell: int = 1, local_groups: tuple[Group, ...] = (), method: MethodSettings = METHOD
 ) -> Coordinator:
     """The run of a federation of this site alone."""
-    terms = Terms(run=RUN, seed=0, study=study, method=method, min_cell=min_cell, local_groups=local_groups)
+    terms = Terms(run=RUN, seed=0, study=study, method=method, min_cell=min_cell, local_groups=local_groups, rounds=4)
     reply, _ = decode(site.handshake(encode(HandshakeRequest(terms=terms))), HandshakeReply)
     table = CombinationTable.build(len(study.modalities), method.model.experts, {reply.site: reply.announced}, 1)
     return Coordinator(terms, table)

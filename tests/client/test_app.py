@@ -46,7 +46,7 @@ def answered(message: Message, node: Config, run: Config | None = None) -> bytes
 
 
 def shaking(study: Study) -> Message:
-    terms = Terms(run=RUN, seed=0, study=study, method=METHOD, min_cell=1)
+    terms = Terms(run=RUN, seed=0, study=study, method=METHOD, min_cell=1, rounds=4)
     return asked(encode(HandshakeRequest(terms=terms)))
 
 

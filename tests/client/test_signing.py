@@ -29,7 +29,9 @@ def answered(request: bytes, site: SiteFolder, state: Path, **more: UserConfigVa
 def test_an_answer_is_signed_with_the_key_of_its_node(site: SiteFolder, tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", "cleveland")
     line = json.loads((tmp_path / "keys" / ENROLLMENT).read_text())["identity_key"]
-    request = encode(HandshakeRequest(terms=Terms(run=RUN, seed=0, study=site.study(), method=METHOD, min_cell=1)))
+    request = encode(
+        HandshakeRequest(terms=Terms(run=RUN, seed=0, study=site.study(), method=METHOD, min_cell=1, rounds=4))
+    )
     payload, beside = answered(request, site, tmp_path / "state", identity=str(tmp_path / "keys" / IDENTITY_KEY))
     assert beside.audit_head is not None
     said = Statement("cleveland", "handshake", digest_of(request), digest_of(payload), beside.record)
@@ -40,7 +42,9 @@ def test_an_answer_is_signed_with_the_key_of_its_node(site: SiteFolder, tmp_path
 
 def test_without_a_key_nothing_is_signed_and_the_answer_is_the_same(site: SiteFolder, tmp_path: Path) -> None:
     make_keys(tmp_path / "keys", "cleveland")
-    request = encode(HandshakeRequest(terms=Terms(run=RUN, seed=0, study=site.study(), method=METHOD, min_cell=1)))
+    request = encode(
+        HandshakeRequest(terms=Terms(run=RUN, seed=0, study=site.study(), method=METHOD, min_cell=1, rounds=4))
+    )
     plain, beside = answered(request, site, tmp_path / "plain")
     signed, _ = answered(request, site, tmp_path / "signed", identity=str(tmp_path / "keys" / IDENTITY_KEY))
     assert beside.signature == b""

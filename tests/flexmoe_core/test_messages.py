@@ -55,6 +55,7 @@ TERMS = Terms(
     method=MethodSettings(model=ModelSettings(**TINY)),
     local_groups=(Group.HEAD,),
     min_cell=5,
+    rounds=4,
 )
 TABLE = table_of([1, 2], 2)
 MESSAGES: list[FrozenModel] = [

@@ -45,7 +45,7 @@ Answer = Callable[[Message], Message | None]
 
 
 def make_terms(study: Study = STUDY, min_cell: int = 5) -> Terms:
-    return Terms(run=RUN, seed=0, study=study, method=METHOD, min_cell=min_cell)
+    return Terms(run=RUN, seed=0, study=study, method=METHOD, min_cell=min_cell, rounds=4)
 
 
 def make_table() -> CombinationTable:

@@ -111,7 +111,7 @@ def test_overrides_change_the_preset_that_was_chosen() -> None:
         ("method.model.widht=64", "method.model.widht", "Did you mean 'width'?"),
         ("federation.optimizer.beta1=0.5", "federation.optimizer.beta1", "Did you mean 'beta_1'?"),
         ("sead=3", "sead", "Did you mean 'seed'?"),
-        ("zzz=3", "zzz", "Valid here: federation, method, seed."),
+        ("zzz=3", "zzz", "Valid here: federation, method, privacy, seed."),
         ("federation.local_groups=head", "federation.local_groups", "should be a list"),
         ('federation.local_groups=["heads"]', "federation.local_groups.#1", "'head'"),
         ("federation.optimizer.name=sgd", "federation.optimizer.name", "'avg'"),
