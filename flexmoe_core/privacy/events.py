@@ -32,7 +32,7 @@ class Gaussian(FrozenModel):
 
 
 class Unprotected(FrozenModel):
-    """A release without a guarantee, as when the noise came from a source that somebody may know: epsilon infinity."""
+    """A release without a guarantee, as when somebody may know the source of its noise: epsilon is infinite."""
 
     mechanism: Literal["unprotected"] = "unprotected"
 
