@@ -52,4 +52,4 @@ def _scales(fitted: Sequence[str]) -> str:
     if not fitted:
         return "No scale is fitted to your patients, as patient-level privacy requires."
     listed = "".join(f"\n  {place}" for place in fitted)
-    return f"Fitted to your training patients; patient-level privacy requires these keys in site.toml:{listed}"
+    return f"Fitted to training patients; declare these keys for patient-level privacy:{listed}"

@@ -85,7 +85,7 @@ def test_the_command_prints_coverage(site: SiteFolder) -> None:
 
 
 def test_the_command_says_which_scales_are_fitted(site: SiteFolder) -> None:
-    fitted = "Fitted to your training patients; patient-level privacy requires these keys in site.toml:"
+    fitted = "Fitted to training patients; declare these keys for patient-level privacy:"
     assert run(site.path).stdout.endswith(f"{fitted}\n  modality.scan.column.volume.range\n")
     site.edit("site.toml", 'unit = "ml"', 'unit = "ml"\nrange = [0, 100]')
     assert run(site.path).stdout.endswith("No scale is fitted to your patients, as patient-level privacy requires.\n")
