@@ -89,4 +89,5 @@ class Site:
         raise NotImplementedError
 
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
-        return load_site(self.folder, terms.study, splits, self.state / "cache")
+        fitting = terms.privacy.patient is None
+        return load_site(self.folder, terms.study, splits, self.state / "cache", fitting=fitting)
