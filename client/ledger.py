@@ -49,14 +49,15 @@ class Caps:
 
 @dataclass(frozen=True)
 class Charge:
-    """What one line, or what was carried over from before the ledger, costs."""
+    """What one line, or what was carried over from before the ledger, costs; ``delta`` is that of its guarantee."""
 
     study: str
     event: PrivacyEvent
+    delta: float | None = None
 
     def to_facts(self) -> dict[str, Fact]:
         """As facts of a line."""
-        return {"study": self.study, "event": self.event.model_dump()}
+        return {"study": self.study, "event": self.event.model_dump(), "delta": self.delta}
 
 
 class PrivacyLedger:
@@ -71,6 +72,8 @@ class PrivacyLedger:
     def open(cls, state: Path, key: Ed25519PrivateKey) -> PrivacyLedger:
         """Read and check the whole ledger. Raises LedgerError where it is missing, cut, edited or another site's."""
         ledger = cls(state, key)
+        if not state.is_dir():
+            raise ledger._file.error("was never started")
         with locked(state):
             ledger._read_on()
         return ledger
@@ -78,6 +81,7 @@ class PrivacyLedger:
     @classmethod
     def open_or_create(cls, state: Path, key: Ed25519PrivateKey) -> PrivacyLedger:
         """For simulations alone: begin where there was never a ledger, as if nothing had been spent."""
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
         ledger = cls(state, key)
         with locked(state):
             if is_started(state):
@@ -119,11 +123,11 @@ class PrivacyLedger:
         BudgetExceeded before anything is written if a cap would not hold, LedgerError where the ledger is not
         whole or cannot be written.
         """
-        charge = Charge(place.study, event)
+        charge = Charge(place.study, event, delta)
         with locked(self._state):
             self._read_on()
             self._require_budget(charge, caps)
-            head = self._file.append(CHARGED, {**asdict(place), "event": event.model_dump(), "delta": delta})
+            head = self._file.append(CHARGED, {**asdict(place), **charge.to_facts()})
             self._charges.append(charge)
         return head
 
@@ -167,7 +171,7 @@ def charges_of(entry: Entry) -> list[Charge]:
 
 
 def _charge(facts: Any) -> Charge:  # noqa: ANN401
-    return Charge(str(facts["study"]), EVENTS.validate_python(facts["event"]))
+    return Charge(str(facts["study"]), EVENTS.validate_python(facts["event"]), facts.get("delta"))
 
 
 EVENTS: TypeAdapter[PrivacyEvent] = TypeAdapter(PrivacyEvent)
