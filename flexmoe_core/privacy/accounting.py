@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from scipy.optimize import brentq
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from flexmoe_core.errors import FlexMoeError
 from flexmoe_core.privacy.events import PrivacyEvent, SampledGaussian, Unprotected
@@ -49,9 +50,24 @@ def epsilon_of(events: Iterable[PrivacyEvent], delta: float) -> float:
             precision += event.steps / noise**2
     if precision > 10.0 ** (-2 * LEAST_NOISE):
         return math.inf
+    if not steps:
+        return _gaussian_epsilon(precision**0.5, delta)
     if precision > 0:
         steps[Mechanism(1.0, precision**-0.5)] = 1
-    return epsilon_at(steps, delta) if steps else 0.0
+    return epsilon_at(steps, delta)
+
+
+def _gaussian_epsilon(mean: float, delta: float) -> float:
+    """Of one Gaussian mechanism whose sensitivity is that many standard deviations: exact (Balle & Wang 2018, eq. 6)."""
+
+    def excess(epsilon: float) -> float:
+        lost = math.exp(epsilon + log_ndtr(-mean / 2 - epsilon / mean)) if epsilon < LARGEST_EPSILON else 0.0
+        return float(ndtr(mean / 2 - epsilon / mean) - lost - delta)
+
+    if mean == 0 or excess(0.0) <= 0:
+        return 0.0
+    most = mean * (mean / 2 - float(ndtri(delta)))  # where the first term alone is delta
+    return float(brentq(excess, 0.0, most, xtol=1e-12, rtol=1e-12))
 
 
 def noise_multiplier_for(

@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Context, Message, RecordDict
 
 from client import app as client_app
+from client.ledger_file import LedgerFile
 from client.site import Site
 from flexmoe_core.audit import AuditLog
 from flexmoe_core.combinations import CombinationTable
@@ -76,7 +79,13 @@ PRIVATE = ("method.losses.balance=0", "method.site.intercept=0", "method.site.re
 
 def traffic(site: Path, state: Path, release_noise: float | None) -> list[bytes | str]:
     """Everything that leaves: payloads with what stands beside them, and the words of failures."""
+    key = site.parent.parent / "identity"
+    if not key.exists():
+        made = Ed25519PrivateKey.generate()
+        key.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        key.chmod(0o600)
     node: dict[str, Any] = {"site": str(site), "state": str(state), "device": "cpu", "ledger-create": True}
+    node["identity"] = str(key)
     context = Context(run_id=1, node_id=1000, node_config=node, state=RecordDict(), run_config={})
     sent: list[bytes | str] = []
     for question, payload in requests(site.parent / "study.toml", release_noise):
@@ -97,6 +106,9 @@ def _bytes_of(message: Message) -> bytes:
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known noise, gradients and counts of zero, and a clock and error ids that stand still."""
 
+    def standing_still() -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
     def no_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
         return self.flat({})
 
@@ -106,7 +118,8 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Site.__init__, "__defaults__", (None, False, KnownSource()))
     monkeypatch.setattr(PatientEngine, "weighted_sum", no_gradient)
     monkeypatch.setattr(released_scores, "count_scores", no_counts)
-    monkeypatch.setattr(AuditLog.__init__, "__defaults__", (lambda: datetime(2026, 1, 1, tzinfo=UTC), True))
+    monkeypatch.setattr(AuditLog.__init__, "__defaults__", (standing_still, True))
+    monkeypatch.setattr(LedgerFile.__init__, "__defaults__", (standing_still,))
     monkeypatch.setattr(client_app.secrets, "token_hex", lambda size: "0" * 2 * size)
 
 
