@@ -58,9 +58,7 @@ def check(
     numbers = list(range(len(masks)))
     found_BV, squared_B = by_the_engine(engine, batch, numbers)
     for number, (found_V, squared) in enumerate(zip(found_BV, squared_B, strict=True)):
-        expected_V = by_brute_force(
-            model, batch.select(torch.tensor([number])), table, method, specialize, number
-        )
+        expected_V = by_brute_force(model, batch.select(torch.tensor([number])), table, method, specialize, number)
         norm = float(expected_V.norm())
         assert float((found_V - expected_V).norm()) <= TOLERANCE * norm, worst(engine, found_V - expected_V)
         assert abs(float(squared.sqrt()) - norm) <= TOLERANCE * norm
