@@ -11,7 +11,7 @@ from server.report.theme import INK, MUTED, SURFACE, Drawing, Look, axes_at
 from simulations.audits.plots import house_style
 
 WIDTH, HEIGHT, LEFT, BOTTOM, RIGHT, TOP = 9.6, 4.2, 0.7, 0.55, 3.0, 0.4
-SPREAD = 1.06
+SPREAD = 1.025
 """Runs of one claim stand beside each other by this factor, not on top of each other."""
 
 Points = Sequence[tuple[float, float]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -15,7 +15,7 @@ from simulations.audits.canary_plot import bounds_drawing
 from simulations.audits.one_run import clopper_pearson
 from simulations.audits.plots import Limit, RocCurve, RocPanel, roc_drawing
 from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Finding, Value
-from simulations.audits.roc import roc_of
+from simulations.audits.roc import Roc, roc_of
 
 TITLES = {
     SHIPPED: "the shipped build",
@@ -24,6 +24,7 @@ TITLES = {
     "tokens": "broken: clips tokens",
     "encoder": "broken: encoders left out",
 }
+SHORT_TITLES = {build: title.removeprefix("broken: ") for build, title in TITLES.items()}
 MOST_PANELS = 6
 LIMITS = (
     "A lower bound shows that epsilon is not smaller. It never shows that a claim is right: that is what the proof, "
@@ -138,25 +139,35 @@ def _figures(groups: dict[Setting, list[CanaryResult]]) -> Iterator[AuditFigure]
             {TITLES[build]: look for build, look in looks.items()},
         ),
     )
-    panels = [_panel(setting, results, looks[setting.build]) for setting, results in groups.items()]
-    shown = panels[:MOST_PANELS]
-    alt = "ROC curves of canaries: " + "; ".join(f"{one.title} {one.curves[0].roc.auc:.2f}" for one in shown) + "."
+    panels = _panels(groups, looks)[:MOST_PANELS]
+    told = "; ".join(f"{one.title}: " + ", ".join(f"{c.label} {c.roc.auc:.2f}" for c in one.curves) for one in panels)
+    alt = f"ROC curves of canaries on logarithmic axes; areas: {told}."
     caption = (
         "Canaries that were in against those that were not, all runs of a setting together. Under the claim, no "
-        "curve about one patient can be above the upper line; those of broken builds are."
+        "curve about one patient can be above the upper line. Without privacy, and without clipping of encoders, every "
+        "canary is recognized."
     )
     axes = ("false positives, share of canaries left out", "true positives, share of canaries let in")
-    yield AuditFigure("Which canaries are recognized", caption, roc_drawing("roc", alt, shown, axes))
+    yield AuditFigure("Which canaries are recognized", caption, roc_drawing("roc", alt, panels, axes))
 
 
-def _panel(setting: Setting, results: Sequence[CanaryResult], look: Look) -> RocPanel:
+def _panels(groups: Mapping[Setting, Sequence[CanaryResult]], looks: Mapping[str, Look]) -> list[RocPanel]:
+    """One for each claim and schedule, its builds together; those of most builds first."""
+    claims: dict[tuple[float, str], list[Setting]] = {}
+    for setting in groups:
+        claims.setdefault((setting.epsilon, setting.title), []).append(setting)
+    panels = []
+    for (epsilon, title), settings in sorted(claims.items(), key=lambda item: -len(item[1])):
+        curves = [
+            RocCurve(SHORT_TITLES[setting.build], _roc_of(groups[setting]), looks[setting.build])
+            for setting in settings
+        ]
+        claimed = next((one.claimed for setting in settings for one in groups[setting] if one.claimed), None)
+        limit = None if claimed is None else Limit(claimed, groups[settings[0]][0].run.delta)
+        panels.append(RocPanel(f"epsilon {epsilon:g}, {title}", tuple(curves), limit))
+    return panels
+
+
+def _roc_of(results: Sequence[CanaryResult]) -> Roc:
     scores = np.concatenate([one.scores for one in results])
-    included = np.concatenate([one.included for one in results]).astype(np.bool_)
-    claimed = results[0].claimed
-    limit = None if claimed is None else Limit(claimed, results[0].run.delta)
-    title = TITLES[setting.build].replace("broken: ", "")
-    return RocPanel(
-        f"{title}, epsilon {setting.epsilon:g}" if setting.build != PLAIN else title,
-        (RocCurve("canaries", roc_of(scores, included), look),),
-        limit,
-    )
+    return roc_of(scores, np.concatenate([one.included for one in results]).astype(np.bool_))

@@ -21,7 +21,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from server.report.theme import INK, MUTED, STYLE, SURFACE, Drawing, Look, axes_at
 from simulations.audits.roc import Roc
 
-WIDTH, LEFT, GAP, TOP, BOTTOM = 9.6, 0.7, 0.55, 0.5, 0.55
+WIDTH, LEFT, RIGHT, GAP, TOP, BOTTOM = 9.6, 0.75, 0.25, 0.6, 0.5, 0.6
 MOST_PER_ROW, WIDEST = 3, 4.3
 PIXELS_PER_INCH = 150
 MEMBERSHIP_AXES = ("false positives, share of non-members", "true positives, share of members")
@@ -63,7 +63,7 @@ def roc_drawing(
     A curve begins where ten non-members are false positives.
     """
     per_row = min(len(panels), MOST_PER_ROW)
-    side = min(WIDEST, (WIDTH - LEFT - 0.1 - (per_row - 1) * GAP) / per_row)
+    side = min(WIDEST, (WIDTH - LEFT - RIGHT - (per_row - 1) * GAP) / per_row)
     rows = -(-len(panels) // per_row)
     height = rows * (TOP + side + BOTTOM)
     with house_style():
@@ -113,7 +113,7 @@ def _draw_panel(axes: Axes, panel: RocPanel, floor: float) -> None:
         axis.set_major_locator(FixedLocator(decades))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(_percent))
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=5)
     diagonal = np.geomspace(floor, 1.0, 50)
     axes.plot(diagonal, diagonal, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), label="guessing")
     if panel.limit is not None:
