@@ -21,6 +21,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.ledger_file import read_head_copy
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -70,7 +71,9 @@ def _answer(
         received = record.received(question, request)
         site = Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
         payload = answer(site, request)
-        beside = Attachments(audit_head=record.answered(received, payload))
+        copy = read_head_copy(state)
+        ledger = copy.head if copy else None
+        beside = Attachments(audit_head=record.answered(received, payload, ledger=ledger), ledger_head=ledger)
         if "identity" in context.node_config:
             key = read_identity_key(Path(str(context.node_config["identity"])))
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,11 @@ from client.bundle import BundleFacts, write_bundle
 from client.cache import load_site
 from client.coverage import announced_combinations, observed_patients
 from client.manifest import read_manifest
+from client.policy import check_policy, read_policy
 from client.prediction import Predictor
 from client.site_data import SiteData
 from client.state import RunState
+from flexmoe_core.audit_facts import bundle_of
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import is_specialized, plan_round
@@ -40,6 +42,7 @@ from flexmoe_core.messages import (
 )
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
 from flexmoe_core.naming import with_prefix
+from flexmoe_core.privacy.secret_source import OperatingSystemSource, SecretSource
 from flexmoe_core.training import train_round
 from flexmoe_core.update import build_update
 
@@ -48,11 +51,15 @@ Arrays = dict[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on."""
+    """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on.
+
+    ``source`` is where noise and samples come from that nobody may know.
+    """
 
     folder: Path
     state: Path
     device: torch.device
+    source: SecretSource = field(default_factory=OperatingSystemSource)
 
     @property
     def name(self) -> str:
@@ -63,6 +70,7 @@ class Site:
         """Announce combinations and modalities of at least ``min_cell`` training patients."""
         request, _ = decode(request_bytes, HandshakeRequest)
         terms = request.terms
+        self._admit(terms)
         data = self._read(terms, ("train", "validation"))
         training = data.cohorts["train"]
         reply = HandshakeReply(
@@ -80,6 +88,7 @@ class Site:
         """Score the incoming state on validation patients, train it for a round, and answer the update."""
         started = time.perf_counter()
         request, state = decode(request_bytes, TrainRequest)
+        self._admit(request.terms)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
@@ -124,6 +133,7 @@ class Site:
         What the site adds of its own may learn from validation patients only after they have been scored.
         """
         request, state = decode(request_bytes, FinishRequest)
+        self._admit(request.terms)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
@@ -151,6 +161,12 @@ class Site:
         answer = encode(FinishReply(site=data.name, bundle=digest), scored)
         memory.store_answer(request_bytes, answer)
         return answer
+
+    def _admit(self, terms: Terms) -> None:
+        """Before a patient is read: raise PolicyRefusal for what this site does not allow."""
+        policy = read_policy(self.folder)
+        if policy is not None:
+            check_policy(policy, terms, self.source.secret, bundle_of())
 
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
         return load_site(self.folder, terms.study, splits, self.state / "cache")

@@ -53,3 +53,19 @@ class RunFailed(FlexMoeError):
 
 class AuditError(FlexMoeError):
     """The audit record cannot be written, so that what was to be recorded must not happen."""
+
+
+class LedgerError(FlexMoeError):
+    """The privacy ledger is missing, was changed, or cannot be written, so that nobody may train."""
+
+
+class BudgetExceeded(FlexMoeError):
+    """What was asked would cost more of the patients' privacy than the site allows; nothing was done."""
+
+
+class PolicyRefusal(FlexMoeError):
+    """A run asks for what the site's policy.toml does not allow; every reason, for the site's own eyes."""
+
+    def __init__(self, file: str, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("\n".join(f"{file}: {reason}" for reason in self.reasons))
