@@ -106,13 +106,13 @@ class TokenEngine(PatientEngine):
         total_V = self.flat({})
         if len(batch):
             gradients = self.gradients(batch, chance_of(torch.arange(len(batch))))
-            for unit in _tokens_apart(gradients, self.model):
+            for unit in tokens_apart(gradients, self.model):
                 squared_B = torch.stack([one.squared_norms() for one in unit]).sum(dim=0)
                 total_V = total_V + self.weighted_sum(unit, clip_factors(squared_B.sqrt(), clip))
         return ClippedSum(total_V, 0.0)
 
 
-def _tokens_apart(gradients: Sequence[PatientGradients], model: FlexMoe) -> Iterator[list[PatientGradients]]:
+def tokens_apart(gradients: Sequence[PatientGradients], model: FlexMoe) -> Iterator[list[PatientGradients]]:
     """The gradients of each token; what belongs to no single one goes with the first."""
     for token in range(len(model.position)):
         parts = (_part_of(one, token, model) for one in gradients)

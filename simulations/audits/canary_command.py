@@ -87,7 +87,9 @@ def canary(
         )
 
     jobs = [run_of(build, claim, number) for build in builds for claim in claims for number in range(runs)]
-    jobs += [run_of(PLAIN, claims[0], number) for number in range(runs)] if plain and not broken else []
+    if plain and broken is None:
+        beside = BROKEN_EPSILON if BROKEN_EPSILON in claims else claims[0]
+        jobs += [run_of(PLAIN, beside, number) for number in range(runs)]
     console = Console()
     with job_progress(console, len(jobs)) as advance:
         for result in audit_canaries(out, jobs, processes):

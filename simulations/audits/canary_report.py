@@ -55,7 +55,7 @@ class Setting:
     @property
     def title(self) -> str:
         """Beside the build."""
-        return f"{self.schedule.title}{', published sizes' if self.size == 'paper' else ''}"
+        return f"{self.schedule.title}{', paper' if self.size == 'paper' else ''}"
 
 
 def canary_report(results: Sequence[CanaryResult]) -> AuditReport:
@@ -144,8 +144,7 @@ def _figures(groups: dict[Setting, list[CanaryResult]]) -> Iterator[AuditFigure]
     alt = f"ROC curves of canaries on logarithmic axes; areas: {told}."
     caption = (
         "Canaries that were in against those that were not, all runs of a setting together. Under the claim, no "
-        "curve about one patient can be above the upper line. Without privacy, and without clipping of encoders, every "
-        "canary is recognized."
+        "curve about one patient can be above the upper line. Without privacy every canary is recognized."
     )
     axes = ("false positives, share of canaries left out", "true positives, share of canaries let in")
     yield AuditFigure("Which canaries are recognized", caption, roc_drawing("roc", alt, panels, axes))

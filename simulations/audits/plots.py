@@ -25,7 +25,15 @@ WIDTH, LEFT, RIGHT, GAP, TOP, BOTTOM = 9.6, 0.75, 0.25, 0.6, 0.5, 0.6
 MOST_PER_ROW, WIDEST = 3, 4.3
 PIXELS_PER_INCH = 150
 MEMBERSHIP_AXES = ("false positives, share of non-members", "true positives, share of members")
-LEGEND: Mapping[str, Any] = {"frameon": False, "fontsize": 7.5, "labelcolor": INK, "handlelength": 2.4}
+LEGEND: Mapping[str, Any] = {
+    "facecolor": SURFACE,
+    "edgecolor": "none",
+    "framealpha": 0.85,
+    "fancybox": False,
+    "fontsize": 7.5,
+    "labelcolor": INK,
+    "handlelength": 2.4,
+}
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), "-.")
 
 
