@@ -83,7 +83,7 @@ def test_presence_shows_updates_and_their_sum(monkeypatch: pytest.MonkeyPatch, t
     assert done.exit_code == 0
     assert "secure aggregation" in done.output
     rows = (tmp_path / "zero_rows.csv").read_text().splitlines()
-    assert rows[1:] == ["plain,30 to 30%,4,4,1.0", "secure aggregation,0 to 0%,4,0,0.0"]
+    assert rows[1:] == ["no protection,30 to 30%,4,4,1.0", "secure aggregation,0 to 0%,4,0,0.0"]
 
 
 def test_presence_adds_updates_up_itself(tmp_path: Path) -> None:
