@@ -58,7 +58,7 @@ def epsilon_of(events: Iterable[PrivacyEvent], delta: float) -> float:
 
 
 def _gaussian_epsilon(mean: float, delta: float) -> float:
-    """Of one Gaussian mechanism whose sensitivity is that many standard deviations: exact (Balle & Wang 2018, eq. 6)."""
+    """Exact, of one Gaussian whose sensitivity is so many standard deviations (Balle & Wang 2018, eq. 6)."""
 
     def excess(epsilon: float) -> float:
         lost = math.exp(epsilon + log_ndtr(-mean / 2 - epsilon / mean)) if epsilon < LARGEST_EPSILON else 0.0
