@@ -4,6 +4,7 @@ Every answer is in the site's audit record before it leaves.
 
 Node configuration: ``site`` (folder with site.toml), ``state`` (folder for the site's own files), ``device``
 (auto, cpu, cuda, cuda:1, ...), ``identity`` (file of the key that signs answers; without it they are unsigned),
+``roster`` (file of the roster that its engineer pinned; without it there are no masked sums),
 ``audit-fsync`` (false in simulations alone: they need not survive a power cut). In a simulation that only numbers its
 nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the first two.
 """
@@ -21,6 +22,9 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client import masked_answers
+from client.keys import IDENTITY_KEY
+from client.masking import Membership
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -29,6 +33,7 @@ from flexmoe_core.errors import AuditError
 from flexmoe_core.signatures import Statement, digest_of, read_identity_key
 
 LOG_FILE = "site.log"
+ROSTER = "roster.json"
 
 app = ClientApp()
 
@@ -41,6 +46,30 @@ class SiteFailure(Exception):
 def handshake(message: Message, context: Context) -> Message:
     """Announce what this hospital has."""
     return _answer(message, context, "handshake", Site.handshake)
+
+
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Announce keys for a masked sum."""
+    return _answer(message, context, "keys", masked_answers.keys)
+
+
+@app.query("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Deal shares for a masked sum."""
+    return _answer(message, context, "shares", masked_answers.shares)
+
+
+@app.query("count")
+def count(message: Message, context: Context) -> Message:
+    """Say under masks which rows this hospital's patients could train."""
+    return _answer(message, context, "count", masked_answers.count)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Give the shares that unmask a sum."""
+    return _answer(message, context, "unmask", masked_answers.unmask)
 
 
 @app.train()
@@ -68,11 +97,13 @@ def _answer(
         received = record.received(question, None)
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
         received = record.received(question, request)
-        site = Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
+        membership = _membership(context, state)
+        device = choose_device(str(context.node_config.get("device", AUTOMATIC)))
+        site = Site(folder, state, device, membership, _came_beside(message).sealed)
         payload = answer(site, request)
         beside = Attachments(audit_head=record.answered(received, payload))
-        if "identity" in context.node_config:
-            key = read_identity_key(Path(str(context.node_config["identity"])))
+        if membership.identity is not None:
+            key = read_identity_key(membership.identity)
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)
             beside = replace(beside, signature=said.sign(key))
     except Exception as error:
@@ -85,6 +116,21 @@ def _answer(
             _log(context, error_id, unrecorded)
         raise SiteFailure(f"the site could not answer; its log has the details under {error_id}") from None
     return Message(_pack(payload, beside), reply_to=message)
+
+
+def _came_beside(message: Message) -> Attachments:
+    content = message.content
+    return Attachments.from_values(content.config_records[RECORD]) if RECORD in content else Attachments()
+
+
+def _membership(context: Context, state: Path) -> Membership:
+    """Key and roster that the node was given; in a simulation those that were made for it, if any were."""
+    node = context.node_config
+    if "site" in node:
+        identity, roster = (Path(str(node[name])) if name in node else None for name in ("identity", "roster"))
+        return Membership(identity, roster)
+    identity = state / IDENTITY_KEY
+    return Membership(identity, state / ROSTER) if identity.exists() else Membership()
 
 
 def _pack(payload: bytes, beside: Attachments) -> RecordDict:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flexmoe_core.door import UpdateLimits, validate_reply
 from flexmoe_core.errors import MessageError
 from flexmoe_core.evaluation import CellResult, cells_from_arrays
 from flexmoe_core.messages import Terms, TrainReply, TrainRequest, decode
@@ -17,26 +18,32 @@ from flexmoe_core.score_metrics import METRICS, log_loss, summary
 from flexmoe_core.scores import Scores
 from flexmoe_core.update import TensorSpec, Update
 from server.conversation import in_short
-from server.door import UpdateLimits, validate_reply
 
 LONGEST_S = 1e9
 PARTS = ("weighted/", "support/", "validation/")
+ALL_SITES = "(all sites)"
+"""In place of a site's name where only sums over all of them are known."""
 Cells = dict[int | None, CellResult]
 
 
 @dataclass(frozen=True)
 class TrainReplies:
-    """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons."""
+    """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons.
+
+    Under masks, ``updates`` has names alone, and ``masked`` says of which cohort and what went wrong.
+    """
 
     updates: dict[str, Update]
     dropped: dict[str, list[str]]
     losses: dict[str, float]
     seconds: dict[str, float]
     cells: dict[str, Cells]
+    masked: dict[str, object] | None = None
 
     def validation(self, after_round: int) -> dict[str, Any]:
         """Validation metrics of the state that the round started from, pooled and by site."""
-        sites = {site: _described(total_scores(cells)) for site, cells in sorted(self.cells.items()) if cells}
+        named = {site: cells for site, cells in sorted(self.cells.items()) if cells and site != ALL_SITES}
+        sites = {site: _described(total_scores(cells)) for site, cells in named.items()}
         pooled = self._pooled()
         return {"round": after_round, "pooled": _described(pooled) if pooled else None, "sites": sites}
 
@@ -78,6 +85,7 @@ def read_train_replies(
             replies.dropped[site] = problems
             continue
         replies.updates[site], replies.cells[site] = update, cells
+        assert reply.loss is not None, "the problems would have said so"
         replies.losses[site], replies.seconds[site] = reply.loss, reply.seconds
     return replies
 
@@ -100,7 +108,7 @@ def _problems_of_facts(
         problems.append("the reply calls itself by another site's name")
     if (reply.round, reply.attempt) != (request.round, request.attempt):
         problems.append(in_short(f"the reply is to round {reply.round}, attempt {reply.attempt}"))
-    if not math.isfinite(reply.loss):
+    if reply.loss is None or not math.isfinite(reply.loss):
         problems.append("the loss is not finite")
     if not 0 <= reply.seconds <= LONGEST_S:
         problems.append("the seconds are no duration")
