@@ -25,6 +25,7 @@ from flwr.clientapp import ClientApp
 from client import masked_answers
 from client.keys import IDENTITY_KEY
 from client.masking import Membership
+from client.node_folder import ROSTER_FILE
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -33,7 +34,6 @@ from flexmoe_core.errors import AuditError
 from flexmoe_core.signatures import Statement, digest_of, read_identity_key
 
 LOG_FILE = "site.log"
-ROSTER = "roster.json"
 
 app = ClientApp()
 
@@ -130,7 +130,7 @@ def _membership(context: Context, state: Path) -> Membership:
         identity, roster = (Path(str(node[name])) if name in node else None for name in ("identity", "roster"))
         return Membership(identity, roster)
     identity = state / IDENTITY_KEY
-    return Membership(identity, state / ROSTER) if identity.exists() else Membership()
+    return Membership(identity, state / ROSTER_FILE) if identity.exists() else Membership()
 
 
 def _pack(payload: bytes, beside: Attachments) -> RecordDict:

@@ -179,8 +179,8 @@ def masker_for(
         if folder.exists():
             raise MaskingRefused("this run has masked its sums, and would not any more")
         return None
-    if membership.identity is None or membership.roster is None:
-        raise MaskingRefused("this site has no identity key or no roster, without which nothing can be masked")
+    if membership.identity is None or membership.roster is None or not membership.roster.exists():
+        raise MaskingRefused("no roster is pinned here, or there is no identity key: see 'flexmoe-client roster'")
     if settings.rows == "declared" and not terms.study.combinations:
         raise MaskingRefused("rows are to follow from the study's combinations, and study.toml lists none")
     participant = Participant(

@@ -147,7 +147,7 @@ class MaskedRounds:
 
 
 def require_maskable(settings: RunSettings, study: Study, sites: int, file: str) -> None:
-    """Raise InputError where masks cannot protect the sums of so many sites; ``file`` is where they were asked for."""
+    """Raise InputError where masks cannot protect the sums of so many sites; ``file`` is where that was set."""
     masks = settings.privacy.secure_aggregation
     if masks is None:
         return

@@ -110,7 +110,11 @@ def split_metrics(sites: Mapping[str, Cells], terms: Terms) -> dict[str, Any]:
             for site, cells in sorted(sites.items())
             if site != ALL_SITES
         },
-        "combinations": {combination_name(mask, terms): summary(cell.scores) for mask, cell in pooled.items()},
+        "combinations": {
+            combination_name(mask, terms): summary(cell.scores)
+            for mask, cell in pooled.items()
+            if ALL_SITES not in sites
+        },
     }
 
 

@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from flwr.app import UserConfigValue
 
-from client.app import ROSTER
 from client.keys import IDENTITY_KEY, make_keys
 from client.manifest import read_manifest
+from client.node_folder import ROSTER_FILE
 from flexmoe_core.app_folder import write_app_folder
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.devices import AUTOMATIC
@@ -90,7 +90,7 @@ def introduce(store: RunStore, folders: Mapping[str, Path]) -> None:
     roster = Roster(members=tuple(members))
     store.save_roster(roster)
     for name in folders:
-        write_atomic(site_state(store.folder, name) / ROSTER, roster.model_dump_json().encode())
+        write_atomic(site_state(store.folder, name) / ROSTER_FILE, roster.model_dump_json().encode())
 
 
 def _node_config(run_folder: Path, name: str, folder: Path, device: str) -> dict[str, UserConfigValue]:
@@ -101,8 +101,8 @@ def _node_config(run_folder: Path, name: str, folder: Path, device: str) -> dict
         "device": device,
         "audit-fsync": False,
     }
-    if (state / ROSTER).exists():
-        config |= {"identity": str(state / IDENTITY_KEY), "roster": str(state / ROSTER)}
+    if (state / ROSTER_FILE).exists():
+        config |= {"identity": str(state / IDENTITY_KEY), "roster": str(state / ROSTER_FILE)}
     return config
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -31,6 +32,11 @@ class PinnedRoster:
     def digest(self) -> str:
         """SHA-256 over names and keys: equal at all sites that pinned the same roster."""
         return hashlib.sha256(json.dumps(dict(sorted(self.keys.items()))).encode()).hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest, short enough to compare by telephone."""
+        return "SHA256:" + base64.b64encode(bytes.fromhex(self.digest)).decode().rstrip("=")
 
     def index(self, site: str) -> int:
         """Where a site's shares are evaluated: its place in the alphabet, from 1."""
