@@ -245,7 +245,9 @@ def test_killed_while_writing_a_line_nothing_was_charged(tmp_path: Path) -> None
     ledger = PrivacyLedger.open(tmp_path, KEY)
     assert ledger.epsilon(DELTA) == epsilon_of([ROUND], DELTA)
     charge_round(ledger, 2)
-    assert (tmp_path / LEDGER_FILE).read_bytes().startswith(whole + b'{"event":"charged","facts":{"attempt":1,')
+    mended = (tmp_path / LEDGER_FILE).read_bytes()
+    assert mended.startswith(whole + b'{"event":"charged","facts":{"attempt":1,')
+    assert mended.endswith(b"}\n")
     assert PrivacyLedger.open(tmp_path, KEY).head.count == 3
 
 
