@@ -98,8 +98,10 @@ class Site:
             return known
         terms, table = request.terms, request.table
         masker = self.masker(terms)
-        if masker is not None and request.masking is not None and not masker.joins(request.masking, request.round):
-            return self._sat_out(masker, request.masking, request)
+        if masker is not None and request.masking is not None:
+            if not masker.joins(request.masking, request.round):
+                return self._sat_out(masker, request.masking, request)
+            masker.require_held(request.masking.held)
         data = self._read(terms, ("train", "validation"))
         model = self._model(terms, table, data, state, memory.local_before(request.round))
         scored: Cells = {}
