@@ -14,6 +14,7 @@ from flexmoe_core.checkpoint import read_checkpoint
 from flexmoe_core.errors import InputError, RunFailed
 from flexmoe_core.messages import outline
 from flexmoe_core.study import load_study
+from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import RunSettings
 from simulations.datasets.synthetic import prepare_synthetic
@@ -84,6 +85,13 @@ def test_nothing_is_told_of_a_single_site(finished: RunStore) -> None:
     for row in finished.history():
         assert row["loss"] == {} and row["validation"]["sites"] == {}
         assert row["masked"] == {"cohort": list(SITES), "problem": None}
+
+
+def test_the_report_has_the_pooled_results_and_says_why_there_are_no_others(finished: RunStore) -> None:
+    page = write_report(finished.folder).read_text()
+    assert "told to nobody: scores are summed under masks" in page
+    assert f"{finished.metrics()['test']['pooled']['auroc']:.3f}" in page
+    assert "(all sites)" not in page
 
 
 def test_every_vector_that_a_site_sends_is_masked(
