@@ -202,6 +202,10 @@ class MaskedRequest:
         layout, codes = self.masker.score_layout(splits), self.masker.score_codes(splits)
         return self.masker.masked(self.masking, self.round, self.request, layout, codes, None)
 
+    def require_held(self) -> None:
+        """Raise MaskingRefused where other rows are held back than before in this run."""
+        self.masker.require_held(self.masking.held)
+
     def absent(self) -> MaskedVector:
         """Keys alone, to be in the next sum."""
         return self.masker.absent(self.masking, self.round + 1)

@@ -65,8 +65,10 @@ class Site:
         if known is not None:
             return answer_again(known)
         masks = self._masks(request, request.round, request_bytes)
-        if masks is not None and not masks.joins:
-            return answer_masked_round(self.name, request, masks.absent(), None)
+        if masks is not None:
+            if not masks.joins:
+                return answer_masked_round(self.name, request, masks.absent(), None)
+            masks.require_held()
         protection = self._protection(request, request_bytes, policy)
         if protection is None:
             data = self.read(request.terms, open_answers.TRAINING_SPLITS)

@@ -73,7 +73,7 @@ def test_no_secret_of_a_mask_is_left_at_any_site(finished: Lab) -> None:
 def test_a_hospital_that_is_killed_in_a_round_costs_it_two_rounds_and_the_others_none(finished: Lab) -> None:
     settings = [setting for setting in SETTINGS if "rounds=3" not in setting]
     finished.submit("killed", "--seed", str(SEED), *options("federation.rounds=6", *settings))
-    until("two rounds are done", lambda: finished.round("killed") >= 2)
+    until("two rounds are done", lambda: finished.round("killed") >= 2, patience_s=400)
     hospital = finished.hospitals["hungary"]
     hospital.running.kill()
     hospital.running.start()

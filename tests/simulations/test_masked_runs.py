@@ -13,6 +13,8 @@ from flexmoe_core.audit_line import Entry, parse_line
 from flexmoe_core.checkpoint import read_checkpoint
 from flexmoe_core.errors import InputError, RunFailed
 from flexmoe_core.messages import outline
+from flexmoe_core.study import load_study
+from server.report.page import write_report
 from server.run_store import RunStore
 from server.settings import RunSettings
 from simulations.datasets.synthetic import prepare_synthetic
@@ -83,6 +85,13 @@ def test_nothing_is_told_of_a_single_site(finished: RunStore) -> None:
     for row in finished.history():
         assert row["loss"] == {} and row["validation"]["sites"] == {}
         assert row["masked"] == {"cohort": list(SITES), "problem": None}
+
+
+def test_the_report_has_the_pooled_results_and_says_why_there_are_no_others(finished: RunStore) -> None:
+    page = write_report(finished.folder).read_text()
+    assert "told to nobody: scores are summed under masks" in page
+    assert f"{finished.metrics()['test']['pooled']['auroc']:.3f}" in page
+    assert "(all sites)" not in page
 
 
 def test_every_vector_that_a_site_sends_is_masked(
@@ -235,6 +244,17 @@ def test_rows_that_too_few_sites_have_patients_for_are_held_back(tmp_path: Path)
         np.testing.assert_array_equal(first[f"state/{name}"][list(rows)], last[f"state/{name}"][list(rows)])
     moved = [name for name in last if name.startswith("state/") and not np.array_equal(first[name], last[name])]
     assert moved
+
+
+def test_rows_that_the_study_declares_are_released_without_a_count(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path / "sites")
+    names = load_study(study / "study.toml").modality_names
+    listed = "".join(f"\n[[combination]]\nmodalities = {json.dumps(one)}\n" for one in (names, names[:2], names[1:]))
+    (study / "study.toml").write_text((study / "study.toml").read_text() + listed)
+    settings = masked_settings("privacy.secure_aggregation.rows=declared", "federation.rounds=1")
+    store = simulate(study, tmp_path / "run", settings)
+    assert store.held_rows() == {} and store.history()[0]["aggregated"]
+    assert questions(store.folder) == ["handshake", "keys", "shares", "train", "unmask", "finish", "unmask"]
 
 
 @pytest.mark.parametrize(
