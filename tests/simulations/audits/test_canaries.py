@@ -77,14 +77,16 @@ def test_of_the_shipped_build_a_canary_adds_one_clipped_gradient_and_noise() -> 
     assert quiet[included].max() <= 1.001, "clipped"
     assert quiet[included].min() > 0.85, "gate noise turns a gradient a little"
     np.testing.assert_allclose(quiet[~included], 0.0, atol=0.02)
-    loud = np.concatenate([scores("shipped", hospital, included, noise=3.0) - included for _ in range(4)])
-    assert loud.std() == pytest.approx(3.0, rel=0.15)
+    many, others = canary_hospital(250, 0, 1), np.arange(250) < 50
+    loud = scores("shipped", many, others, noise=3.0) - others
+    assert loud.std() == pytest.approx(3.0, rel=0.2)
 
 
 def test_each_wrong_build_is_wrong_as_it_says() -> None:
     hospital, included = canary_hospital(60, 20, 0), np.arange(60) % 2 == 0
-    less = np.concatenate([scores("noise", hospital, included, noise=3.0) - included for _ in range(4)])
-    assert less.std() == pytest.approx(0.6, rel=0.15)
+    many, others = canary_hospital(250, 0, 1), np.arange(250) < 50
+    less = scores("noise", many, others, noise=3.0) - others
+    assert less.std() == pytest.approx(0.6, rel=0.2)
     tokens = scores("tokens", hospital, included)
     assert tokens[included].min() > 2.0
     np.testing.assert_allclose(tokens[~included], 0.0, atol=0.05)
