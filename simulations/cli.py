@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from flexmoe_core.command_line import run_command_line
+from simulations.audits.commands import audit
 from simulations.bench.commands import bench
 from simulations.benchmark_commands import benchmark
 from simulations.datasets.commands import prepare
@@ -20,6 +21,7 @@ app = typer.Typer(
 app.add_typer(prepare, name="prepare")
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(bench, name="bench")
+app.add_typer(audit, name="audit")
 app.command(name="run")(run)
 app.command(name="demo")(demo)
 

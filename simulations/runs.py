@@ -18,7 +18,7 @@ from server.federation import RoundObserver
 from server.run_store import RunStore
 from server.settings import RunSettings
 from simulations.engines.faults import FaultPlan
-from simulations.engines.inprocess import Node, run_inprocess
+from simulations.engines.inprocess import Node, Overhear, run_inprocess
 from simulations.engines.ray import run_ray
 
 Engine = Literal["inprocess", "ray"]
@@ -37,14 +37,15 @@ def simulate(
     faults: FaultPlan | None = None,
     processes: int = 0,
     device: str = AUTOMATIC,
+    overhear: Overhear | None = None,
 ) -> RunStore:
     """Run a federation over the site folders below ``study_folder``, or over some of them by name.
 
     ``settings`` None resumes the run in ``run_folder``. Raises InputError, CheckpointError or RunFailed. The engine
     ``ray`` takes all sites, chooses devices itself and has none of the other options; ValueError for one.
     """
-    if engine == "ray" and (sites is not None or observe or faults or processes or device != AUTOMATIC):
-        raise ValueError("sites, observe, faults, processes and device are options of the engine inprocess")
+    if engine == "ray" and (sites is not None or observe or faults or processes or device != AUTOMATIC or overhear):
+        raise ValueError("sites, observe, faults, processes, device and overhear are options of the engine inprocess")
     folders = site_folders(study_folder, sites)
     resume = settings is None
     if settings is None:
@@ -72,7 +73,7 @@ def simulate(
         for name, folder in folders.items()
     ]
     app = build_app(observe or _silent, durable=False)
-    run_inprocess(app, CLIENT_APP, nodes, run_config, faults=faults, processes=processes)
+    run_inprocess(app, CLIENT_APP, nodes, run_config, faults=faults, processes=processes, overhear=overhear)
     return store
 
 

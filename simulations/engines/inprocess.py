@@ -6,7 +6,7 @@ sites answer in the order of their messages, and time does not pass: what is lat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import sha256
 from types import TracebackType
@@ -25,6 +25,8 @@ from simulations.engines.wire import Packet, pack, unpack_message
 from simulations.engines.workers import Workers
 
 RUN_ID = 1
+Overhear = Callable[[str, Message], None]
+"""Told of every reply, and the name of the site that it is from, as the coordinator gets it."""
 SERVER_NODE_ID = 1  # Flower's own number for the coordinator
 FIRST_SITE_NODE_ID = 1000
 
@@ -77,6 +79,7 @@ class InProcessGrid(Grid):
         *,
         faults: FaultPlan | None = None,
         processes: int = 0,
+        overhear: Overhear | None = None,
     ) -> None:
         names = [node.name for node in nodes]
         if len(set(names)) < len(names):
@@ -84,6 +87,7 @@ class InProcessGrid(Grid):
         self._faults = faults or FaultPlan()
         if unknown := self._faults.sites - set(names):
             raise ValueError(f"faults at unknown sites {sorted(unknown)}; the sites are {sorted(names)}")
+        self._overhear = overhear
         self._run_config = dict(run_config)
         self._run = Run.create_empty(RUN_ID)
         self._sites = {
@@ -215,6 +219,8 @@ class InProcessGrid(Grid):
         if fault and fault.kind == "corrupt":
             corrupt(reply, fault)
         self._replies[message_id] = _Reply(reply, late=bool(fault and fault.kind == "delay"))
+        if self._overhear:
+            self._overhear(site.node.name, reply)
 
     def _site(self, message: Message) -> _Site:
         node_id = message.metadata.dst_node_id
@@ -231,12 +237,13 @@ def run_inprocess(
     *,
     faults: FaultPlan | None = None,
     processes: int = 0,
+    overhear: Overhear | None = None,
 ) -> InProcessResult:
     """Run a ServerApp to its end with one site for each node; see `InProcessGrid`.
 
     What the ServerApp raises is raised here.
     """
-    with InProcessGrid(client_app, nodes, run_config, faults=faults, processes=processes) as grid:
+    with InProcessGrid(client_app, nodes, run_config, faults=faults, processes=processes, overhear=overhear) as grid:
         context = Context(
             run_id=RUN_ID,
             node_id=SERVER_NODE_ID,

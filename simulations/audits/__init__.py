@@ -1,0 +1,1 @@
+"""Privacy audits: what an attacker learns from what leaves the sites, measured."""

@@ -1,0 +1,131 @@
+"""Where an audit is shown: the terminal, and a folder with CSV, Markdown, pictures and a page of one file."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from flexmoe_core.checkpoint import write_atomic
+from server.report import page as run_page
+from server.report.theme import Drawing, inline
+from server.run_store import PUBLIC_MODE
+from simulations.audits.plots import save
+from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Value, csv_rows, text_of
+from simulations.audits.roc import Estimate
+
+PAGE, SUMMARY = "audit.html", "audit.md"
+TEMPLATE = "page.html.j2"
+
+
+def show_and_write(console: Console, out: Path, report: AuditReport) -> None:
+    """Print the tables, write every file into ``out``, and say where to look."""
+    for table in report.tables:
+        console.print(_terminal_table(table))
+        if table.note:
+            console.print(f"[dim]{table.note}[/dim]", highlight=False)
+        console.print()
+    write(out, report)
+    console.print(f"Page      {out / PAGE}", highlight=False)
+    console.print(f"Summary   {out / SUMMARY}", highlight=False)
+
+
+def write(out: Path, report: AuditReport) -> None:
+    """CSV of every table, PNG and SVG of every figure, audit.md and audit.html."""
+    out.mkdir(parents=True, exist_ok=True)
+    for table in report.tables:
+        write_atomic(out / f"{table.name}.csv", _csv(table).encode(), PUBLIC_MODE)
+    for figure in report.figures:
+        for path in save(figure.drawing, out / figure.drawing.name):
+            path.chmod(PUBLIC_MODE)
+    write_atomic(out / SUMMARY, markdown_of(report).encode(), PUBLIC_MODE)
+    write_atomic(out / PAGE, page_of(report).encode(), PUBLIC_MODE)
+
+
+def markdown_of(report: AuditReport) -> str:
+    """The whole report, with links to its pictures."""
+    parts = [f"# {report.title}", report.lead]
+    parts += [f"- {one.title}: **{one.value}**{f' ({one.note})' if one.note else ''}" for one in report.findings]
+    for table in report.tables:
+        parts += [f"## {table.title}", _markdown_table(table), *([table.note] if table.note else [])]
+    for figure in report.figures:
+        parts += [f"## {figure.title}", f"![{figure.title}]({figure.drawing.name}.png)", figure.caption]
+    parts += ["## What this does not show", "\n".join(f"- {limit}" for limit in report.limits)]
+    return "\n\n".join(parts) + "\n"
+
+
+def page_of(report: AuditReport) -> str:
+    """The page as text, with figures and style inside."""
+    environment = Environment(
+        loader=FileSystemLoader([Path(__file__).parent, Path(run_page.__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = [(figure, _inline(figure)) for figure in report.figures]
+    return environment.get_template(TEMPLATE).render(report=report, figures=figures)
+
+
+def _inline(figure: AuditFigure) -> Markup:
+    def draw() -> Drawing:
+        return figure.drawing
+
+    return inline(draw)()
+
+
+def _terminal_table(table: AuditTable) -> Table:
+    """The last column of names beside the numbers, those before it above them: 80 columns are enough."""
+    shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    above = ""
+    for place, column in enumerate(table.columns[table.names - 1 :]):
+        shown.add_column(column, justify="right" if place else "left", no_wrap=place > 0)
+    for values in table.rows:
+        names = ", ".join(map(text_of, values[: table.names - 1]))
+        if names != above:
+            shown.add_section()
+            shown.add_row(f"[bold]{escape(names)}[/bold]")
+            above = names
+        shown.add_row(*_terminal_cells(values[table.names - 1 :]))
+    return shown
+
+
+def _terminal_cells(values: Sequence[Value]) -> list[str]:
+    """Only the first estimate of a row has room for its interval."""
+    estimates = [place for place, value in enumerate(values) if isinstance(value, Estimate)]
+    shown = [
+        value.value if isinstance(value, Estimate) and place > estimates[0] else value
+        for place, value in enumerate(values)
+    ]
+    return [escape(text_of(value)) for place, value in enumerate(shown)]
+
+
+def _markdown_table(table: AuditTable) -> str:
+    rows = table.texts()
+    widths = [max(map(len, column)) for column in zip(table.columns, *rows, strict=True)]
+    marks = [
+        ":" + "-" * (width - 1) if is_text else "-" * (width - 1) + ":"
+        for width, is_text in zip(widths, table.is_text, strict=True)
+    ]
+    lines = [
+        [
+            cell.ljust(width) if is_text else cell.rjust(width)
+            for cell, width, is_text in zip(row, widths, table.is_text, strict=True)
+        ]
+        for row in (table.columns, marks, *rows)
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _csv(table: AuditTable) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(csv_rows(table))
+    return text.getvalue()
