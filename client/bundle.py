@@ -32,7 +32,7 @@ SEAL = "facts"  # beside the weights, whose hash stands with the facts: neither 
 
 class BundleFacts(FrozenModel):
     """All of a bundle but its arrays. ``prior`` is the training labels' distribution at this site,
-    ``preprocessing`` what makes each modality's inputs, with the scale that was fitted here."""
+    ``preprocessing`` what makes each modality's inputs, its scale included."""
 
     site: str
     terms: Terms

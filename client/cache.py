@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from client.entries import SiteManifest, read_site_manifest
+from client.entries import SiteManifest, read_site_manifest, require_declared_scales
 from client.manifest import MANIFEST_FILE, Manifest, site_file
 from client.patients import SPLITS
 from client.site_data import PREPROCESSING, SiteData, read_site
@@ -36,17 +36,24 @@ class _CachedSplit:
     ids: tuple[str, ...]
 
 
-def load_site(folder: Path, study: Study, splits: Collection[str], cache_folder: Path | None) -> SiteData:
-    """``read_site`` by way of the cache; without a cache folder nothing is kept. Raises InputError."""
+def load_site(
+    folder: Path, study: Study, splits: Collection[str], cache_folder: Path | None, *, fitting: bool = True
+) -> SiteData:
+    """``read_site`` by way of the cache; without a cache folder nothing is kept. Raises InputError.
+
+    Both ways of ``fitting`` share the cache: without it every scale is declared, and then there is nothing to fit.
+    """
     if cache_folder is None or not splits:
-        return read_site(folder, study, splits)
+        return read_site(folder, study, splits, fitting=fitting)
     declared = read_site_manifest(folder, study)
+    if not fitting:  # before the key, which patients' files are read for
+        require_declared_scales(declared, study, str(folder / MANIFEST_FILE))
     key = _key(folder, declared, study)
     paths = {split: cache_folder / f"{study.name}-{split}" for split in SPLITS if split in splits}
     cached = {split: found for split, path in paths.items() if key and (found := _read(path, key))}
     lacking = [split for split in paths if split not in cached]
     if lacking:
-        fresh = read_site(folder, study, lacking)
+        fresh = read_site(folder, study, lacking, fitting=fitting)
         if key:
             _write(cache_folder, {split: paths[split] for split in lacking}, key, fresh)
         cached |= {

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from client.coverage import Coverage, coverage
+from client.entries import fitted_scales, read_site_manifest
 from client.manifest import read_manifest
 from client.patients import SPLITS
 from client.site_data import read_site
@@ -18,12 +19,16 @@ STUDY_FILE = "study.toml"
 
 @dataclass(frozen=True)
 class CheckResult:
-    """Every problem of a site folder, or, if there is none, its coverage per split."""
+    """Every problem of a site folder, or, if there is none, its coverage per split.
+
+    ``fitted`` are the keys of site.toml in place of which a scale is fitted to training patients.
+    """
 
     problems: tuple[Problem, ...] = ()
     site: str = ""
     study: Study | None = None
     coverage: Mapping[str, Coverage] = field(default_factory=dict)
+    fitted: tuple[str, ...] = ()
 
 
 def check_site(folder: Path, study_path: Path | None = None) -> CheckResult:
@@ -40,7 +45,8 @@ def check_site(folder: Path, study_path: Path | None = None) -> CheckResult:
     except InputError as error:
         return CheckResult(error.problems, study=study)
     counts = {split: coverage(cohort, study) for split, cohort in data.cohorts.items()}
-    return CheckResult(site=data.name, study=study, coverage=counts)
+    fitted = fitted_scales(read_site_manifest(folder, study), study)
+    return CheckResult(site=data.name, study=study, coverage=counts, fitted=fitted)
 
 
 def _study_beside(folder: Path) -> Path:

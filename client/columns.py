@@ -123,7 +123,7 @@ def read_values(
 def encode_values(
     sources: Sequence[ColumnSource], values: Sequence[Tensor], training: Sequence[int]
 ) -> tuple[tuple[Column, ...], Tensor]:
-    """The columns, scaled by the training rows where they are local, and the (N, F) float32 features."""
+    """The columns, scaled by the training rows where no range is declared, and the (N, F) float32 features."""
     columns = tuple(_fitted(source, values_N, training) for source, values_N in zip(sources, values, strict=True))
     features = [encode(column, values_N) for column, values_N in zip(columns, values, strict=True)]
     return columns, torch.cat(features, dim=1)
@@ -144,6 +144,8 @@ def is_present(source: ColumnSource, values_N: Tensor) -> Tensor:
 def _definition(local: LocalNumericColumn | LocalCategoricalColumn) -> Definition:
     if isinstance(local, LocalCategoricalColumn):
         return CategoricalColumn(name=local.name, categories=local.categories)
+    if local.range is not None:
+        return NumericColumn(name=local.name, unit=local.unit, range=local.range)
     return local
 
 
@@ -156,9 +158,10 @@ def _known_sources(entry: TableEntry, columns: Sequence[Column]) -> tuple[Column
 def _known_source(entry: TableEntry, column: Column, column_map: ColumnMap) -> ColumnSource:
     if isinstance(column, CategoricalColumn):
         return _source(entry, column, column_map)
-    # its range is a fitted scale, beyond which values may well lie
-    local = LocalNumericColumn(name=column.name, unit=column.unit)
-    return replace(_source(entry, local, column_map), known=column)
+    # the scale may have been fitted, and values lie beyond it: only a range that is declared says what is plausible
+    declared = column_map.range if isinstance(column_map, LocalNumericColumn) else None
+    local = LocalNumericColumn(name=column.name, unit=column.unit, range=declared)
+    return replace(_source(entry, _definition(local), column_map), known=column)
 
 
 def _source(entry: TableEntry, definition: Definition, column_map: ColumnMap) -> ColumnSource:

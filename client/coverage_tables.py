@@ -1,8 +1,8 @@
-"""What the terminal shows of a site folder that is ready: patients per combination and per modality."""
+"""What the terminal shows of a site folder that is ready: patients by combination and modality, and fitted scales."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
@@ -14,13 +14,14 @@ from flexmoe_core.study import Study
 
 
 def print_coverage(result: CheckResult, min_cell: int) -> None:
-    """Patients per combination and per modality, in each split."""
+    """Patients per combination and per modality, in each split; and which scales are fitted to patients."""
     study, counts = result.study, result.coverage
     assert study is not None
     console = Console()
     console.print(f"Site {result.site} is ready for the study {study.name}.", highlight=False)
     console.print(_combination_table(study, counts, min_cell))
     console.print(_modality_table(study, counts))
+    console.print(_scales(result.fitted), highlight=False, markup=False)
 
 
 def _combination_table(study: Study, counts: Mapping[str, Coverage], min_cell: int) -> Table:
@@ -45,3 +46,10 @@ def _modality_table(study: Study, counts: Mapping[str, Coverage]) -> Table:
     for name in study.modality_names:
         table.add_row(name, *(str(counts[split].modalities[name]) for split in SPLITS))
     return table
+
+
+def _scales(fitted: Sequence[str]) -> str:
+    if not fitted:
+        return "No scale is fitted to your patients, as patient-level privacy requires."
+    listed = "".join(f"\n  {place}" for place in fitted)
+    return f"Fitted to training patients; declare these keys for patient-level privacy:{listed}"

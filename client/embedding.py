@@ -6,20 +6,24 @@ Shapes: R patients of the file, F numbers of the vector.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import model_validator
 from torch import Tensor
 
 from client.arrays import read_npz
-from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.modality_entry import OTHER_SCALE, ModalityData, OneFileEntry, Reading
 from client.tables import LARGEST_MEASUREMENT, NOT_FINITE, NUMBER, LineProblems, Table, read_table
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.embedding import LONGEST_VECTOR, EmbeddingModality, EmbeddingPreprocessing
+from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.scale import Range
+from flexmoe_core.validation import Finding, raise_if_any
 
 IDS, VALUES = "ids", "values"
 TOO_LARGE = ("has a vector with a number too large to be meant", "Correct it, or leave the vector empty.")
@@ -37,7 +41,35 @@ class _Vectors:
 
 
 class EmbeddingEntry(OneFileEntry):
-    """A file of one vector per patient: .npz with the arrays ids and values, or a table of nothing else."""
+    """A file of one vector per patient: .npz with the arrays ids and values, or a table of nothing else.
+
+    Of a local encoder it may also declare the scale: one ``range`` for all numbers, or ``ranges``, one for each.
+    """
+
+    range: Range | None = None
+    ranges: tuple[Range, ...] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> EmbeddingEntry:
+        if self.range is not None and self.ranges is not None:
+            raise_if_any([Finding("cannot stand beside ranges", "Keep one of the two.", "range")])
+        return self
+
+    def undeclared_ranges(self, modality: Modality) -> Iterator[str]:
+        """That of the vectors of a local encoder."""
+        if modality.encoder == "local" and self.range is None and self.ranges is None:
+            yield "range"
+
+    def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
+        """Whether the scale is declared where it may be, and as for the training."""
+        assert known is None or isinstance(known, EmbeddingPreprocessing)
+        if self.range is None and self.ranges is None:
+            return
+        key = "range" if self.ranges is None else "ranges"
+        if modality.encoder == "shared":
+            yield Finding("is not allowed with a shared encoder", "Remove it: the study declares it.", key)
+        elif known is not None and self._declared(len(known.ranges)) != known.ranges:
+            yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, key)
 
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The vectors on the model's scale, and every problem with them."""
@@ -46,18 +78,43 @@ class EmbeddingEntry(OneFileEntry):
         vectors = _read_npz(path, file) if path.suffix.lower() == ".npz" else _read_table(path, file, reading)
         lines = vectors.lines
         rows = reading.rows_of(vectors.ids, vectors.numbers, vectors.id_column, lines)
-        rows = reading.chosen(rows, fitted=modality.encoder == "local")
+        rows = reading.chosen(rows, fitted=any(self.undeclared_ranges(modality)))
         values_RF, numbers = vectors.values_RF[list(rows.values())], [vectors.numbers[row] for row in rows.values()]
         _add_row_problems(values_RF, numbers, lines)
-        problems = [*_size_problems(vectors.values_RF, file, modality, reading), *lines.problems()]
+        problems = [*_size_problems(vectors.values_RF, file, modality, reading), *self._count_problems(vectors, file)]
+        problems.extend(lines.problems())
         if problems or reading.patients is None:
             return None, problems
-        data = _encoded(values_RF, rows, _preprocessing(values_RF, rows, modality, reading))
+        data = _encoded(values_RF, rows, self._preprocessing(values_RF, rows, modality, reading))
         for number, infinite in zip(numbers, data.x_R.isinf().any(dim=1).tolist(), strict=True):
             if infinite:
                 lines.add(number, "", *TOO_LARGE)
         found = lines.problems()
         return (None if found else data), found
+
+    def _declared(self, size: int) -> tuple[Range, ...] | None:
+        """The range of each number, None where a scale is to be fitted."""
+        return self.ranges if self.range is None else (self.range,) * size
+
+    def _count_problems(self, vectors: _Vectors, file: str) -> Iterator[Problem]:
+        size = vectors.values_RF.shape[1]
+        if self.ranges is not None and len(self.ranges) != size:
+            what = f"has vectors of {size} numbers, but site.toml declares {len(self.ranges)} ranges"
+            yield Problem(file, "", what, "Give one for each number.")
+
+    def _preprocessing(
+        self, values_RF: Tensor, rows: Collection[str], modality: EmbeddingModality, reading: Reading
+    ) -> EmbeddingPreprocessing:
+        """The study's, that of a trained local encoder, a declared one, or one fitted to the training patients."""
+        if modality.encoder == "shared":
+            return modality.preprocessing
+        if (known := reading.known_of(modality.name)) is not None:
+            assert isinstance(known, EmbeddingPreprocessing)
+            return known
+        if (declared := self._declared(values_RF.shape[1])) is not None:
+            return EmbeddingPreprocessing(ranges=declared)
+        training_RF = values_RF[reading.training_places(rows)]
+        return EmbeddingPreprocessing.fitted(training_RF[~training_RF.isnan().all(dim=1)])
 
 
 def _read_npz(path: Path, file: str) -> _Vectors:
@@ -154,19 +211,6 @@ def _add_row_problems(values_RF: Tensor, numbers: Sequence[int], lines: LineProb
             lines.add(number, "", "has a vector with an infinite number", "Correct it, or leave the vector empty.")
         if large:
             lines.add(number, "", *TOO_LARGE)
-
-
-def _preprocessing(
-    values_RF: Tensor, rows: Collection[str], modality: EmbeddingModality, reading: Reading
-) -> EmbeddingPreprocessing:
-    """The study's, that of a trained local encoder, or one fitted to the training patients."""
-    if modality.encoder == "shared":
-        return modality.preprocessing
-    if (known := reading.known_of(modality.name)) is not None:
-        assert isinstance(known, EmbeddingPreprocessing)
-        return known
-    training_RF = values_RF[reading.training_places(rows)]
-    return EmbeddingPreprocessing.fitted(training_RF[~training_RF.isnan().all(dim=1)])
 
 
 def _encoded(values_RF: Tensor, rows: Collection[str], preprocessing: EmbeddingPreprocessing) -> ModalityData:

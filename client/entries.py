@@ -94,6 +94,27 @@ def modality_problems(
     return [Problem(file, finding.place, finding.what, finding.remedy) for finding in findings]
 
 
+def fitted_scales(declared: SiteManifest[Manifest], study: Study) -> tuple[str, ...]:
+    """The keys of a manifest that are not declared, so that a scale is fitted to training patients in their place."""
+    return tuple(
+        f"modality.{entry.name}.{key}"
+        for entry in declared.entries
+        for key in entry.undeclared_ranges(study.modality(entry.name))
+    )
+
+
+def require_declared_scales(declared: SiteManifest[Manifest], study: Study, file: str) -> None:
+    """Raise InputError with every scale that would be fitted to patients; ``file`` names the manifest."""
+    what = "is not declared: its scale would be fitted to patients, which patient-level privacy does not allow"
+    problems = []
+    for place in fitted_scales(declared, study):
+        key = place.rpartition(".")[2]
+        remedy = f"Declare {key} = [low, high] from knowledge, not from these patients."
+        problems.append(Problem(file, place, what, remedy))
+    if problems:
+        raise InputError(problems)
+
+
 def _known(sections: Mapping[str, Any], study: Study) -> dict[str, Any]:
     """The tables of modalities that the study has, by name, in the study's order."""
     listed = sections.get("modality")

@@ -22,6 +22,7 @@ from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
 from flexmoe_core.validation import Finding, FrozenModel, SafeName
 
+OTHER_SCALE = Finding("is not the scale that the bundle was made with", "Remove it: the bundle's is used.")
 RowsT = TypeVar("RowsT")
 
 
@@ -136,6 +137,13 @@ class ModalityEntry(FrozenModel):
     @abstractmethod
     def files(self, folder: Path) -> Sequence[str]:
         """The names, in the folder, of all files that its tensors depend on. May raise InputError or OSError."""
+
+    @abstractmethod
+    def undeclared_ranges(self, modality: Modality) -> Iterator[str]:
+        """The absent keys, below the entry, in place of which a scale is fitted to the site's training patients.
+
+        With all of them declared, what becomes of a patient's values depends on no other patient.
+        """
 
     def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
         """Everything in which the entry does not fit the study; each place is below the entry.

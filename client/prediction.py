@@ -37,7 +37,7 @@ class Predictor:
         """The shared model with the site's intercept: it has learned from training patients (at least one) alone."""
         shared_BY = _predict(model, training, table, specialize).probabilities_BY
         effect = fit_intercept(model.modalities, shared_BY, training, settings)
-        return cls(model, table, specialize, _prior(training, shared_BY.shape[1]), effect)
+        return cls(model, table, specialize, label_prior(training, shared_BY.shape[1]), effect)
 
     @classmethod
     def final(
@@ -57,7 +57,7 @@ class Predictor:
         patients = training + validation
         shared_BY = _predict(model, patients, table, specialize).probabilities_BY
         effect = fit_effect(model.modalities, shared_BY, patients, share, settings)
-        return cls(model, table, specialize, _prior(training, shared_BY.shape[1]), effect)
+        return cls(model, table, specialize, label_prior(training, shared_BY.shape[1]), effect)
 
     @classmethod
     def of_bundle(cls, bundle: Bundle) -> Predictor:
@@ -89,7 +89,10 @@ def predict_cohort(bundle: Bundle, cohort: Cohort) -> np.ndarray:
     return Predictor.of_bundle(bundle)(cohort).probabilities_BY
 
 
-def _prior(cohort: Cohort, classes: int) -> np.ndarray:
+def label_prior(cohort: Cohort, classes: int) -> np.ndarray:
+    """The share of each class (Y,); equal shares of no patients."""
+    if len(cohort) == 0:
+        return np.full(classes, 1.0 / classes)
     counts_Y = np.bincount(cohort.labels_B.numpy(), minlength=classes)
     prior_Y: np.ndarray = counts_Y / counts_Y.sum()
     return prior_Y

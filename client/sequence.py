@@ -5,7 +5,7 @@ Shapes: R patients, N rows of the file, T steps, C channels of a step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,14 @@ from client.columns import (
     reserved_problems,
 )
 from client.manifest import LocalName
-from client.modality_entry import ModalityData, Reading
+from client.modality_entry import OTHER_SCALE, ModalityData, Reading
 from client.tables import LineProblems, Table
 from client.tabular_entry import LocalNumericColumn, TableEntry
 from flexmoe_core.errors import Problem
 from flexmoe_core.features import fit_numeric
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.scale import Range
 from flexmoe_core.modalities.sequence import SequenceModality, SequencePreprocessing
 from flexmoe_core.modalities.tabular import NumericColumn
 from flexmoe_core.validation import Finding
@@ -39,6 +40,22 @@ class SequenceEntry(TableEntry):
     """A table of the site: any number of lines per patient, each with its time, in any order."""
 
     time: LocalName = "time"
+    time_range: Range | None = None
+
+    def undeclared_ranges(self, modality: Modality) -> Iterator[str]:
+        """Those of its own times and numeric columns."""
+        if modality.encoder == "local" and self.time_range is None:
+            yield "time_range"
+        yield from super().undeclared_ranges(modality)
+
+    def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
+        """Columns and a range of times that do not fit the study, or a trained local encoder."""
+        assert known is None or isinstance(known, SequencePreprocessing)
+        if self.time_range is not None and modality.encoder == "shared":
+            yield Finding("is not allowed with a shared encoder", "Remove it: the study declares it.", "time_range")
+        elif known is not None and self.time_range not in (None, known.time.range):
+            yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, "time_range")
+        yield from super().findings(modality, known)
 
     def read(self, modality: Modality, reading: Reading) -> tuple[ModalityData | None, list[Problem]]:
         """The patients' steps, and every problem with them."""
@@ -51,12 +68,19 @@ class SequenceEntry(TableEntry):
         used = (self.time, *(source.local_name for source in sources))
         if found := reserved_problems(self.name, used, path, reading):
             return None, found
-        return _read(path, reading.file(self.file), sources, _Clock.of(self.time, modality, known), reading)
+        return _read(path, reading.file(self.file), sources, self._clock(modality, known), reading)
+
+    def _clock(self, modality: SequenceModality, known: AnyPreprocessing | None) -> _Clock:
+        assert known is None or isinstance(known, SequencePreprocessing)
+        definition: NumericColumn | LocalNumericColumn = modality.time or LocalNumericColumn(name="time")
+        if self.time_range is not None:
+            definition = NumericColumn(name="time", range=self.time_range)
+        return _Clock(self.time, definition, modality.longest, known.time if known else None)
 
 
 @dataclass(frozen=True)
 class _Clock:
-    """The column of times, its scale (none for a local encoder), and how many rows of a patient are kept.
+    """The column of times, its scale (none where it is fitted), and how many rows of a patient are kept.
 
     ``known`` is the scale that a model was trained with.
     """
@@ -66,11 +90,10 @@ class _Clock:
     longest: int
     known: NumericColumn | None
 
-    @classmethod
-    def of(cls, column: str, modality: SequenceModality, known: AnyPreprocessing | None) -> _Clock:
-        assert known is None or isinstance(known, SequencePreprocessing)
-        definition = modality.time or LocalNumericColumn(name="time")
-        return cls(column, definition, modality.longest, known.time if known else None)
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its scale comes from the site's training patients."""
+        return isinstance(self.definition, LocalNumericColumn)
 
     def read(self, table: Table, rows: Sequence[int], lines: LineProblems) -> Tensor:
         """(N,) float64 times of the given rows; what is wrong is left out, and added to ``lines``."""
@@ -87,7 +110,7 @@ class _Clock:
         return torch.tensor(times, dtype=torch.float64)
 
     def fitted(self, times_N: Tensor) -> NumericColumn:
-        """The study's scale of time, or that of these rows where none is known."""
+        """The declared scale of time, or that of these rows where none is known."""
         if self.known is not None:
             return self.known
         if isinstance(self.definition, NumericColumn):
@@ -107,7 +130,7 @@ def _read(
         rows = reading.all_rows_of(table.cells[id_column], table.lines, id_column, lines)
     elif reading.patients is None:
         rows = {"": list(range(len(table)))}
-    chosen = reading.chosen(rows, fitted=isinstance(clock.definition, LocalNumericColumn))
+    chosen = reading.chosen(rows, fitted=clock.is_fitted or any(source.is_fitted for source in sources))
     measured = _measured(table, sources)
     rows = {patient: kept for patient, of in chosen.items() if (kept := [row for row in of if measured[row]])}
     looked_into = [row for of in rows.values() for row in of]

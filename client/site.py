@@ -1,209 +1,93 @@
 """What a hospital answers to the coordinator's three requests. No Flower here: bytes in, bytes out.
 
-Every answer depends on the request, the site's files and the local parameters of the round before, and on
-nothing else: answering twice gives the same bytes.
+Without patient-level privacy an answer depends on the request, the site's files and the local parameters of the round
+before, and on nothing else: answering twice gives the same bytes. With it, noise is drawn and paid for once.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from client.bundle import BundleFacts, write_bundle
+from client import open_answers, private_answers
 from client.cache import load_site
-from client.coverage import announced_combinations, observed_patients
+from client.egress import Outgoing, answer_again
+from client.entries import read_site_manifest
 from client.manifest import read_manifest
-from client.prediction import Predictor
+from client.private_answers import Protection
 from client.site_data import SiteData
 from client.state import RunState
-from flexmoe_core.cohort import Cohort
-from flexmoe_core.combinations import CombinationTable
-from flexmoe_core.curriculum import is_specialized, plan_round
-from flexmoe_core.errors import CheckpointError, MessageError
-from flexmoe_core.evaluation import cells_to_arrays, score_cells
-from flexmoe_core.groups import Group, is_local, shared_parameters, specs_of, support_of
-from flexmoe_core.messages import (
-    FinishReply,
-    FinishRequest,
-    HandshakeReply,
-    HandshakeRequest,
-    Terms,
-    TrainReply,
-    TrainRequest,
-    decode,
-    encode,
-)
-from flexmoe_core.model import FlexMoe, ModalityInput, build_model, load_parameters
-from flexmoe_core.naming import with_prefix
-from flexmoe_core.training import train_round
-from flexmoe_core.update import build_update
-
-Arrays = dict[str, np.ndarray]
+from flexmoe_core.messages import FinishRequest, HandshakeRequest, Terms, TrainRequest, decode
+from flexmoe_core.privacy.secret_source import OperatingSystemSource, SecretSource
 
 
 @dataclass(frozen=True)
 class Site:
-    """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on."""
+    """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on.
+
+    ``source`` gives its secret randomness.
+    """
 
     folder: Path
     state: Path
     device: torch.device
+    source: Callable[[], SecretSource] = OperatingSystemSource
 
     @property
     def name(self) -> str:
         """As its site.toml has it. Raises InputError."""
         return read_manifest(self.folder).site.name
 
-    def handshake(self, request_bytes: bytes) -> bytes:
-        """Announce combinations and modalities of at least ``min_cell`` training patients."""
+    def handshake(self, request_bytes: bytes) -> Outgoing:
+        """Announce what the site has, or only what it has declared."""
         request, _ = decode(request_bytes, HandshakeRequest)
-        terms = request.terms
-        data = self._read(terms, ("train", "validation"))
-        training = data.cohorts["train"]
-        reply = HandshakeReply(
-            site=data.name,
-            declared_patients=data.public.patients,
-            declared_full_modality=data.public.full_modality,
-            modalities=data.modalities,
-            patients={split: len(cohort) for split, cohort in data.cohorts.items() if len(cohort) >= terms.min_cell},
-            announced=announced_combinations(training, terms.min_cell),
-            observed=observed_patients(training, terms.study, terms.min_cell),
-        )
-        return encode(reply)
+        if request.terms.privacy.patient is not None:
+            return private_answers.announce(read_site_manifest(self.folder, request.terms.study))
+        return open_answers.announce(self._read(request.terms, open_answers.ANNOUNCED_SPLITS), request.terms)
 
-    def train(self, request_bytes: bytes) -> bytes:
-        """Score the incoming state on validation patients, train it for a round, and answer the update."""
-        started = time.perf_counter()
+    def train(self, request_bytes: bytes) -> Outgoing:
+        """Train the incoming state for a round, and answer the update."""
         request, state = decode(request_bytes, TrainRequest)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
-            return known
-        terms, table = request.terms, request.table
-        data = self._read(terms, ("train", "validation"))
-        model = self._model(terms, table, data, state, memory.local_before(request.round))
-        scored: Arrays = {}
-        if len(data.cohorts["validation"]):
-            specialize = is_specialized(request.round - 1, terms.method.curriculum)
-            predictor = Predictor.during_training(model, table, specialize, data.cohorts["train"], terms.method.site)
-            scored = self._score(predictor, data.cohorts["validation"], terms)
-
-        cohort = data.cohorts["train"].to(self.device)
-        plan = plan_round(request.round, terms.method.curriculum)
-        result = train_round(model, cohort, table, plan, terms.method, terms.seed, data.name, request.round)
-
-        after = self._shared(model, terms)
-        support = {name: support_of(name, result.support, model) for name in after}
-        specs = specs_of({name: model.get_parameter(name) for name in after})
-        update = build_update(specs, state, after, support)
-        reply = TrainReply(
-            site=data.name,
-            round=request.round,
-            attempt=request.attempt,
-            loss=result.loss,
-            seconds=round(time.perf_counter() - started, 4),
-        )
-        answer = encode(
-            reply,
-            with_prefix("weighted", update.weighted)
-            | with_prefix("support", update.support)
-            | with_prefix("validation", scored),
-        )
-        memory.store_local(request.round, self._local(model, terms))
+            return answer_again(known)
+        protection = self._protection(request)
+        if protection is None:
+            data = self._read(request.terms, open_answers.TRAINING_SPLITS)
+            answer = open_answers.train(data, request, state, memory, self.device)
+        else:
+            data = self._read(request.terms, private_answers.TRAINING_SPLITS)
+            answer = private_answers.train(data, request, state, memory, self.device, protection)
         memory.store_answer(request_bytes, answer)
         return answer
 
-    def finish(self, request_bytes: bytes) -> bytes:
-        """Score the final state on validation and, for the first time, test patients; write the bundle.
-
-        What the site adds of its own may learn from validation patients only after they have been scored.
-        """
+    def finish(self, request_bytes: bytes) -> Outgoing:
+        """Score the final state, and write the bundle."""
         request, state = decode(request_bytes, FinishRequest)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
-            return known
-        terms, table = request.terms, request.table
-        data = self._read(terms, ("train", "validation", "test"))
-        model = self._model(terms, table, data, state, memory.local_before(request.round + 1))
-        training, validation, test = (data.cohorts[split] for split in ("train", "validation", "test"))
-        specialize, settings = is_specialized(request.round, terms.method.curriculum), terms.method.site
-        during = Predictor.during_training(model, table, specialize, training, settings)
-        share = during.regression_share(training, validation, settings)
-        predictor = Predictor.final(model, table, specialize, training, validation, share, settings)
-        scored = with_prefix("validation", self._score(during, validation, terms))
-        scored |= with_prefix("test", self._score(predictor, test, terms))
-        facts = BundleFacts(
-            site=data.name,
-            terms=terms,
-            table=table,
-            inputs=site_inputs(terms, data),
-            prior=tuple(predictor.prior_Y.tolist()),
-            rounds=request.round,
-            preprocessing=dict(data.preprocessing),
-        )
-        digest = write_bundle(memory.folder / "bundle", model, predictor.effect, facts)
-        answer = encode(FinishReply(site=data.name, bundle=digest), scored)
+            return answer_again(known)
+        protection = self._protection(request)
+        if protection is None:
+            data = self._read(request.terms, open_answers.FINAL_SPLITS)
+            answer = open_answers.finish(data, request, state, memory, self.device)
+        else:
+            data = self._read(request.terms, private_answers.FINAL_SPLITS)
+            answer = private_answers.finish(data, request, state, memory, self.device, protection)
         memory.store_answer(request_bytes, answer)
         return answer
 
+    def _protection(self, request: TrainRequest | FinishRequest) -> Protection | None:
+        settings = request.terms.privacy.patient
+        if settings is None:
+            return None
+        raise NotImplementedError
+
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
-        return load_site(self.folder, terms.study, splits, self.state / "cache")
-
-    def _model(self, terms: Terms, table: CombinationTable, data: SiteData, state: Arrays, local: Arrays) -> FlexMoe:
-        """The model with the coordinator's shared parameters and this site's local ones."""
-        model = build_model(
-            terms.study.modality_names,
-            site_inputs(terms, data),
-            len(terms.study.label.classes),
-            table,
-            terms.method.model,
-            terms.seed,
-        )
-        expected = {name: value.shape for name, value in shared_parameters(model, *_locality(terms)).items()}
-        if {name: value.shape for name, value in state.items()} != expected:
-            raise MessageError("the coordinator's parameters are not those of this study's model")
-        own = {name: value.shape for name, value in model.named_parameters()}
-        if any(value.shape != own.get(name) for name, value in local.items()):
-            raise CheckpointError(
-                "the local parameters kept here are of another model: have columns of site.toml changed?"
-            )
-        load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
-        return model.to(self.device)
-
-    def _score(self, predictor: Predictor, cohort: Cohort, terms: Terms) -> Arrays:
-        """Scores per combination."""
-        if len(cohort) == 0:
-            return {}
-        return cells_to_arrays(score_cells(predictor(cohort), cohort, terms.min_cell))
-
-    def _shared(self, model: FlexMoe, terms: Terms) -> Arrays:
-        shared = shared_parameters(model, *_locality(terms))
-        return {name: value.detach().cpu().numpy() for name, value in shared.items()}
-
-    def _local(self, model: FlexMoe, terms: Terms) -> Arrays:
-        return {
-            name: value.detach().cpu().numpy()
-            for name, value in model.named_parameters()
-            if is_local(name, *_locality(terms))
-        }
-
-
-def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:
-    """What this site's model encodes: every shared modality, and the local ones that it has."""
-    shapes = {one.name: one.shape for one in terms.study.modalities if one.encoder == "shared"} | data.shapes
-    return tuple(
-        ModalityInput(modality.name, modality.kind, shapes[modality.name])
-        for modality in terms.study.modalities
-        if modality.name in shapes
-    )
-
-
-def _locality(terms: Terms) -> tuple[tuple[str, ...], tuple[Group, ...]]:
-    """Which modalities' encoders and which groups stay at the sites."""
-    return terms.study.local_modalities, terms.local_groups
+        fitting = terms.privacy.patient is None
+        return load_site(self.folder, terms.study, splits, self.state / "cache", fitting=fitting)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from pydantic import TypeAdapter
 
-from client.entries import SiteManifest, read_site_manifest, study_problems
+from client.entries import SiteManifest, read_site_manifest, require_declared_scales, study_problems
 from client.manifest import MANIFEST_FILE, Manifest, PublicFacts, site_file
 from client.modality_entry import ModalityData, ModalityEntry, Reading
 from client.patients import SPLITS, Patients, read_patients
@@ -32,8 +32,8 @@ class SiteData:
 
     ``modalities`` are those that the site lists, in the study's order. ``preprocessing`` is that of every
     modality that its model encodes: all shared ones, listed or not, and its own local ones, which carry the scale
-    fitted to its training patients. Each of these has an input in the ``cohorts``, which like ``ids`` have one entry
-    per split, patients in the order of the patients file.
+    declared in site.toml or fitted to its training patients. Each of these has an input in the ``cohorts``, which
+    like ``ids`` have one entry per split, patients in the order of the patients file.
     """
 
     name: str
@@ -49,11 +49,17 @@ class SiteData:
         return {name: preprocessing.shape for name, preprocessing in self.preprocessing.items()}
 
 
-def read_site(folder: Path, study: Study, splits: Collection[str]) -> SiteData:
-    """The patients of some of the splits train, validation and test. Raises InputError with every problem."""
+def read_site(folder: Path, study: Study, splits: Collection[str], *, fitting: bool = True) -> SiteData:
+    """The patients of some of the splits train, validation and test. Raises InputError with every problem.
+
+    Without ``fitting``, as patient-level privacy asks, a patient's tensors depend on no other patient: before any
+    patient is read, InputError names every scale that site.toml does not declare.
+    """
     if unknown := set(splits).difference(SPLITS):
         raise ValueError(f"unknown splits: {sorted(unknown)}")
     declared = read_site_manifest(folder, study)
+    if not fitting:
+        require_declared_scales(declared, study, str(folder / MANIFEST_FILE))
     manifest = declared.manifest
     problems = study_problems(declared, study, str(folder / MANIFEST_FILE))
     reading, found = _read_patients(folder, declared, study, splits)

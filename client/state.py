@@ -50,9 +50,21 @@ class RunState:
         found, _ = latest_checkpoint(self.folder, LOCAL_PREFIX)
         return found.arrays if found else {}
 
-    def store_local(self, round_number: int, parameters: Mapping[str, np.ndarray]) -> None:
-        """Keep the local parameters as they are after the given round, and those of the two rounds before."""
-        write_checkpoint(self.folder / f"{LOCAL_PREFIX}{round_number:05d}", parameters, {"round": round_number})
+    def clip_before(self, round_number: int) -> float | None:
+        """The clipping norm that the round before the given one ended with, where one was kept."""
+        found, _ = latest_checkpoint(self.folder, LOCAL_PREFIX)
+        if found is None or found.facts["round"] >= round_number:
+            return None
+        clip = found.facts.get("clip")
+        return None if clip is None else float(clip)
+
+    def store_local(self, round_number: int, parameters: Mapping[str, np.ndarray], clip: float | None = None) -> None:
+        """Keep the local parameters, and the clipping norm if one adapts, as they are after the given round.
+
+        Those of the two rounds before are kept as well.
+        """
+        facts = {"round": round_number} | ({} if clip is None else {"clip": clip})
+        write_checkpoint(self.folder / f"{LOCAL_PREFIX}{round_number:05d}", parameters, facts)
         keep_last(self.folder, KEPT_ROUNDS, LOCAL_PREFIX)
 
     @property

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from client.manifest import LocalName
-from client.modality_entry import OneFileEntry
+from client.modality_entry import OTHER_SCALE, OneFileEntry
 from client.tables import canonical
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.scale import Range
 from flexmoe_core.modalities.sequence import SequencePreprocessing
 from flexmoe_core.modalities.tabular import (
     CategoricalColumn,
@@ -49,11 +50,12 @@ class ColumnMap(FrozenModel):
 
 
 class LocalNumericColumn(ColumnMap):
-    """A measurement of a local encoder: its scale comes from the site's training patients."""
+    """A measurement of a local encoder: its scale is that of ``range``, or else of the site's training patients."""
 
     type: Literal["numeric"] = "numeric"
     name: SafeName
     unit: str = ""
+    range: Range | None = None
 
 
 class LocalCategoricalColumn(ColumnMap):
@@ -79,6 +81,13 @@ class TableEntry(OneFileEntry):
         names = [column.name for column in self.definitions]
         raise_if_any(Finding("is named twice", "Rename one.", f"column.{name}") for name in repeated(names))
         return self
+
+    def undeclared_ranges(self, modality: Modality) -> Iterator[str]:
+        """Those of its own numeric columns."""
+        if modality.encoder == "local":
+            for column in self.definitions:
+                if isinstance(column, LocalNumericColumn) and column.range is None:
+                    yield f"column.{column.name}.range"
 
     def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
         """Columns that do not fit the study's, or those of a trained local encoder."""
@@ -161,5 +170,7 @@ def _definition_findings(definition: LocalColumn, column: Column) -> Iterator[Fi
         if definition.unit != column.unit:
             remedy = f"Bring the values into '{column.unit}'." if column.unit else "Remove it: the bundle has none."
             yield Finding("is not the unit that the bundle was made with", remedy, f"{place}.unit")
+        if definition.range not in (None, column.range):
+            yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, f"{place}.range")
     else:
         yield Finding(f"is {definition.type}, but {column.type} in the bundle", "Correct it.", f"{place}.type")

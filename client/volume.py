@@ -14,22 +14,24 @@ from torch import Tensor
 
 from client.columns import reserved_problems
 from client.manifest import LocalName, file_inside, site_file
-from client.modality_entry import ModalityData, OneFileEntry, Reading
+from client.modality_entry import OTHER_SCALE, ModalityData, OneFileEntry, Reading
 from client.tables import LineProblems, Table, read_table
 from client.volume_files import VolumeForm, read_volume
 from flexmoe_core.errors import Problem
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
+from flexmoe_core.modalities.scale import Range
 from flexmoe_core.modalities.volume import Spacing, VolumeModality, VolumePreprocessing, VolumeShape, by_axis
 from flexmoe_core.validation import Finding, Findings
 
 
 class VolumeEntry(OneFileEntry):
-    """A table of patients and the paths of their volumes; of a local encoder also shape and spacing of these."""
+    """A table of patients and the paths of their volumes; of a local encoder also what these look like."""
 
     path_column: LocalName = "path"
     voxels: VolumeShape | None = Field(default=None, alias="shape")
     spacing: Spacing | None = None
+    range: Range | None = None
 
     def files(self, folder: Path) -> Sequence[str]:
         """The table, and every volume that it names."""
@@ -37,16 +39,24 @@ class VolumeEntry(OneFileEntry):
         cells = read_table(path, self.file, (self.path_column,)).cells.get(self.path_column, ())
         return (self.file, *(cell for cell in cells if cell))
 
+    def undeclared_ranges(self, modality: Modality) -> Iterator[str]:
+        """That of the intensities of a local encoder."""
+        if modality.encoder == "local" and self.range is None:
+            yield "range"
+
     def findings(self, modality: Modality, known: AnyPreprocessing | None = None) -> Iterator[Finding]:
-        """Whether shape and spacing are declared where they should be, and as for the training."""
+        """Whether shape, spacing and range are declared where they should be, and as for the training."""
         if modality.encoder == "local" and known is not None:
+            assert isinstance(known, VolumePreprocessing)
+            if self.range not in (None, known.range):
+                yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, "range")
             if self.voxels is not None and self.voxels != known.shape:
                 what = f"is not that of the bundle: {by_axis(known.shape)}"
                 yield Finding(what, "Resample the volumes to it, or remove the key.", "shape")
         elif modality.encoder == "local" and self.voxels is None:
             yield Finding("is missing", "Declare the shape of the site's volumes: the encoder is local.", "shape")
         if modality.encoder == "shared":
-            for key, value in {"shape": self.voxels, "spacing": self.spacing}.items():
+            for key, value in {"shape": self.voxels, "spacing": self.spacing, "range": self.range}.items():
                 if value is not None:
                     yield Finding("is not allowed with a shared encoder", "Remove it: the study declares it.", key)
 
@@ -62,7 +72,7 @@ class VolumeEntry(OneFileEntry):
         rows: dict[str, int] = {}
         if id_column in table.cells:
             rows = reading.rows_of(table.cells[id_column], table.lines, id_column, lines)
-            rows = reading.chosen(rows, fitted=modality.encoder == "local")
+            rows = reading.chosen(rows, fitted=any(self.undeclared_ranges(modality)))
         if form is None or self.path_column not in table.cells:
             return None, [*problems, *lines.problems()]
         files = self._files(reading.folder, table, rows, lines)
@@ -70,7 +80,7 @@ class VolumeEntry(OneFileEntry):
         problems.extend(lines.problems())
         if problems or reading.patients is None:
             return None, problems
-        return _encoded(volumes_RDHW, list(files), modality, form, reading), []
+        return _encoded(volumes_RDHW, list(files), modality.name, form, reading), []
 
     def _column_problems(self, table: Table, reading: Reading) -> list[Problem]:
         wanted = {
@@ -93,7 +103,7 @@ class VolumeEntry(OneFileEntry):
         known = reading.known_of(self.name)
         assert known is None or isinstance(known, VolumePreprocessing)
         voxels = known.voxels if known is not None else source.voxels
-        return None if voxels is None else VolumeForm(voxels, source.spacing, modality.range)
+        return None if voxels is None else VolumeForm(voxels, source.spacing, source.range)
 
     def _files(self, folder: Path, table: Table, rows: Mapping[str, int], lines: LineProblems) -> dict[str, Path]:
         """The file of each patient who has a usable path; what is wrong with a path joins ``lines``."""
@@ -130,15 +140,15 @@ def _read_volumes(
 
 
 def _encoded(
-    volumes_RDHW: Tensor, patients: Sequence[str], modality: VolumeModality, form: VolumeForm, reading: Reading
+    volumes_RDHW: Tensor, patients: Sequence[str], modality: str, form: VolumeForm, reading: Reading
 ) -> ModalityData:
     """The volumes, scaled in place: a copy of all would need their memory twice."""
-    known = reading.known_of(modality.name)
+    known = reading.known_of(modality)
     if known is not None:
         assert isinstance(known, VolumePreprocessing)
         preprocessing = known
-    elif modality.encoder == "shared":
-        preprocessing = modality.preprocessing
+    elif form.range is not None:
+        preprocessing = VolumePreprocessing(voxels=form.shape, range=form.range)
     else:
         preprocessing = VolumePreprocessing.fitted(form.shape, volumes_RDHW, reading.training_places(patients))
     for volume_DHW in volumes_RDHW:

@@ -81,9 +81,12 @@ class CompositionalBank(Bank):
 
     def forward(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """The default and the mean residual, in one matrix product; the default alone for who observes nothing."""
-        share_BM = observed_BM.to(self.residual.dtype) / observed_BM.sum(dim=1, keepdim=True).clamp(min=1)
-        mean = share_BM @ self.residual.reshape(observed_BM.shape[1], -1)
+        mean = self.shares(observed_BM) @ self.residual.reshape(observed_BM.shape[1], -1)
         return self.default + mean.reshape(-1, *self.default.shape)
+
+    def shares(self, observed_BM: Tensor) -> Tensor:
+        """(B, M): what each observed modality counts in a patient's mean."""
+        return observed_BM.to(self.residual.dtype) / observed_BM.sum(dim=1, keepdim=True).clamp(min=1)
 
     def users(self, slots_BM: Tensor, observed_BM: Tensor) -> Tensor:
         """Patients who observe the one and lack the other, for each pair."""

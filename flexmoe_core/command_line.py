@@ -10,7 +10,7 @@ import click
 import typer
 from typer.core import TyperGroup
 
-from flexmoe_core.errors import CheckpointError, FlexMoeError, InputError
+from flexmoe_core.errors import CheckpointError, FlexMoeError, InputError, LedgerError
 
 FAILED, WRONG_INPUT = 1, 2
 
@@ -25,7 +25,9 @@ def run_command_line(program: str, command: Callable[[], object]) -> None:
         command()
     except FlexMoeError as error:
         tell(f"{program}: {line}" for line in str(error).splitlines())
-        raise SystemExit(WRONG_INPUT if isinstance(error, InputError | CheckpointError) else FAILED) from None
+        raise SystemExit(
+            WRONG_INPUT if isinstance(error, InputError | CheckpointError | LedgerError) else FAILED
+        ) from None
 
 
 def tell(lines: Iterable[str]) -> None:

@@ -53,3 +53,11 @@ class RunFailed(FlexMoeError):
 
 class AuditError(FlexMoeError):
     """The audit record cannot be written, so that what was to be recorded must not happen."""
+
+
+class LedgerError(FlexMoeError):
+    """The privacy ledger is missing, was changed, or cannot be written, so that nobody may train."""
+
+
+class BudgetExceeded(FlexMoeError):
+    """What was asked would cost more of the patients' privacy than the site allows; nothing was done."""

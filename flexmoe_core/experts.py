@@ -5,13 +5,15 @@ Shapes: T tokens, K experts per token, R = T*K routed tokens, E experts, D width
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding, embedding_bag, gelu, grouped_mm
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.dropout import Lots, draw_lots
 
 FEW = 1 << 18
@@ -20,14 +22,22 @@ MOST_WIDE = 1 << 28
 """Elements of the hidden layers of all experts for all tokens, up to which a GPU computes them all."""
 
 
+class Listener(Protocol):
+    """Told of each layer's inputs and outputs, routed row by row; goes on with what it returns."""
+
+    def __call__(self, layer: int, inputs_RI: Tensor, outputs_RO: Tensor, dispatch: Dispatch) -> Tensor:
+        """The outputs of layer 0 (before its nonlinearity) or 1, or a copy of them."""
+
+
 @dataclass(frozen=True)
 class ExpertWeights:
-    """Two-layer feed-forward networks, one per expert."""
+    """Two-layer feed-forward networks, one per expert, and who listens to what they do (None: nobody)."""
 
     w1_EDH: Tensor
     b1_EH: Tensor
     w2_EHD: Tensor
     b2_ED: Tensor
+    listener: Listener | None = None
 
     def __len__(self) -> int:
         return len(self.w1_EDH)
@@ -37,15 +47,19 @@ class ExpertWeights:
 
     def to(self, dtype: torch.dtype) -> ExpertWeights:
         """The same weights in another precision."""
-        return ExpertWeights(*(w.to(dtype) for w in self))
+        return self._with(w.to(dtype) for w in self)
 
     def detach(self) -> ExpertWeights:
         """The same weights, which will not learn."""
-        return ExpertWeights(*(w.detach() for w in self))
+        return self._with(w.detach() for w in self)
 
     def beside(self, others: ExpertWeights) -> ExpertWeights:
         """These experts, then the others."""
-        return ExpertWeights(*(torch.cat(both) for both in zip(self, others, strict=True)))
+        return self._with(torch.cat(both) for both in zip(self, others, strict=True))
+
+    def _with(self, values: Iterable[Tensor]) -> ExpertWeights:
+        w1_EDH, b1_EH, w2_EHD, b2_ED = values
+        return ExpertWeights(w1_EDH, b1_EH, w2_EHD, b2_ED, self.listener)
 
 
 class Experts(nn.Module):
@@ -64,6 +78,10 @@ class Experts(nn.Module):
         self.w2 = uniform(experts, expert_width, width, bound=output_scale * expert_width**-0.5)
         self.b2 = nn.Parameter(torch.zeros(experts, width))
 
+    def forward(self) -> ExpertWeights:
+        """The weights for a mixture to use. A call, so that a hook may listen to what is done with them."""
+        return self.weights()
+
     def weights(self) -> ExpertWeights:
         """The live weights."""
         return ExpertWeights(self.w1, self.b1, self.w2, self.b2)
@@ -75,20 +93,23 @@ def mix(
     gates_TK: Tensor,
     weights: ExpertWeights,
     rate: float = 0.0,
-    generator: torch.Generator | None = None,
+    generator: Chance | None = None,
 ) -> Tensor:
     """Each token's chosen experts (int64), weighted by its gates: (T, D) to (T, D).
 
     ``rate`` is the dropout of the hidden layer; without a generator there is none.
     """
     dtype = _precision(x_TD)
-    if prefers_wide(x_TD, weights):
+    if weights.listener is None and prefers_wide(x_TD, weights):
         return _wide(x_TD.to(dtype), chosen_TK, gates_TK.to(dtype), weights.to(dtype), rate, generator)
     dispatch = Dispatch.of(chosen_TK, len(weights))
     # Lookups in place of indexing: no scatter on the way back, and the order of sums is fixed.
     x_RD = embedding(dispatch.token_R, x_TD.to(dtype))
     lots_RH = draw_lots(torch.Size((len(x_RD), weights.b1_EH.shape[1])), rate, generator, x_RD.device)
-    feed_forward = _grouped if prefers_grouped(x_RD) else _one_by_one
+    if lots_RH is not None and not isinstance(generator, torch.Generator):
+        lots_RH = lots_RH.moved(dispatch.row_TK.flatten())  # drawn in the order of the patients
+    unheard = _grouped if prefers_grouped(x_RD) else _one_by_one
+    feed_forward = unheard if weights.listener is None else _listened
     y_RD = feed_forward(x_RD, lots_RH, weights, dispatch)
     return _combine(y_RD, dispatch.row_TK, gates_TK.to(dtype))
 
@@ -114,6 +135,11 @@ class Dispatch:
         every_E = torch.arange(experts, device=expert_R.device)
         ends_E = torch.searchsorted(expert_R, every_E, right=True, out_int32=True)
         return cls(expert_R, order_R // chosen_TK.shape[1], row_R.reshape(chosen_TK.shape), ends_E)
+
+    def rows(self) -> list[int]:
+        """How many rows each expert has."""
+        rows: list[int] = torch.diff(self.ends_E, prepend=self.ends_E.new_zeros(1)).tolist()
+        return rows
 
 
 def _combine(y_RD: Tensor, row_TK: Tensor, gates_TK: Tensor) -> Tensor:
@@ -153,7 +179,7 @@ def _wide(
     gates_TK: Tensor,
     w: ExpertWeights,
     rate: float,
-    generator: torch.Generator | None,
+    generator: Chance | None,
 ) -> Tensor:
     """All experts as one feed-forward network, whose hidden units count by the gates: 0 for who was not chosen."""
     gates_TE = gates_TK.new_zeros(len(x_TD), len(w)).scatter(1, chosen_TK, gates_TK)
@@ -176,11 +202,28 @@ def _grouped(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatc
     return grouped_mm(h_RH, w.w2_EHD, offs=dispatch.ends_E).addmm_(own_RE, w.b2_ED)
 
 
+def _listened(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatch: Dispatch) -> Tensor:
+    """Both layers, one after the other for all experts, as the listener has to hear of them."""
+    listen, w = weights.listener, weights.to(x_RD.dtype)
+    assert listen is not None
+    h_RH = gelu(listen(0, x_RD, _affine(x_RD, w.w1_EDH, w.b1_EH, dispatch), dispatch))
+    if lots_RH is not None:
+        h_RH = h_RH * lots_RH.kept(h_RH.dtype)
+    return listen(1, h_RH, _affine(h_RH, w.w2_EHD, w.b2_ED, dispatch), dispatch)
+
+
+def _affine(x_RI: Tensor, w_EIO: Tensor, b_EO: Tensor, dispatch: Dispatch) -> Tensor:
+    """Each row's own expert's affine map."""
+    if prefers_grouped(x_RI):
+        return grouped_mm(x_RI, w_EIO, offs=dispatch.ends_E) + embedding(dispatch.expert_R, b_EO)
+    parts = zip(x_RI.split(dispatch.rows()), w_EIO, b_EO, strict=True)
+    return torch.cat([torch.addmm(b, x, w) for x, w, b in parts])
+
+
 def _one_by_one(x_RD: Tensor, lots_RH: Lots | None, weights: ExpertWeights, dispatch: Dispatch) -> Tensor:
     """Both layers, expert by expert: on a CPU the hidden layer of one is still in the cache when it is needed."""
-    rows = torch.diff(dispatch.ends_E, prepend=dispatch.ends_E.new_zeros(1)).tolist()
     y, first, w = [], 0, weights.to(x_RD.dtype)
-    for x, w1, b1, w2, b2 in zip(x_RD.split(rows), w.w1_EDH, w.b1_EH, w.w2_EHD, w.b2_ED, strict=True):
+    for x, w1, b1, w2, b2 in zip(x_RD.split(dispatch.rows()), w.w1_EDH, w.b1_EH, w.w2_EHD, w.b2_ED, strict=True):
         h = gelu(torch.addmm(b1, x, w1))
         if lots_RH is not None:
             h = h * lots_RH[first : first + len(h)].kept(h.dtype)

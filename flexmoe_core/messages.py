@@ -91,22 +91,29 @@ class HandshakeReply(FrozenModel):
 
 
 class TrainRequest(FrozenModel):
-    """Score the global state on validation patients, then train it for one round. Arrays: the shared parameters."""
+    """Score the global state on validation patients, then train it for one round. Arrays: the shared parameters.
+
+    Under patient-level privacy nothing is scored, and no site adds noise of a lower multiplier than ``least_noise``.
+    """
 
     terms: Terms
     table: Table
     round: int = Field(ge=1)
     attempt: int = Field(default=1, ge=1)
+    least_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
 
 
 class TrainReply(FrozenModel):
-    """Arrays: ``weighted/*`` and ``support/*`` (the update), ``validation/<cell>/*`` (scores of what came in)."""
+    """Arrays: ``weighted/*`` and ``support/*`` (the update), ``validation/<cell>/*`` (scores of what came in).
+
+    Under patient-level privacy the update alone.
+    """
 
     site: str
     round: int
     attempt: int
-    loss: float
-    seconds: float
+    loss: float | None = None
+    seconds: float | None = None
 
 
 class FinishRequest(FrozenModel):
@@ -118,10 +125,13 @@ class FinishRequest(FrozenModel):
 
 
 class FinishReply(FrozenModel):
-    """Arrays: ``validation/<cell>/*`` and ``test/<cell>/*``. ``bundle`` is the SHA-256 of the site's bundle."""
+    """Arrays: ``validation/<cell>/*`` and ``test/<cell>/*``. ``bundle`` is the SHA-256 of the site's bundle.
+
+    Under patient-level privacy: ``released/<split>/*``, noised counts, or nothing.
+    """
 
     site: str
-    bundle: Digest
+    bundle: Digest | None = None
 
 
 def encode(message: FrozenModel, arrays: Arrays | None = None) -> bytes:

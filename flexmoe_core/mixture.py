@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from flexmoe_core.balancing import FreeChoices, free_choices
+from flexmoe_core.chance import Chance
 from flexmoe_core.experts import Experts, mix
 from flexmoe_core.losses import RoutingLosses, routing_losses
 from flexmoe_core.router import Router, Routing
@@ -70,7 +71,7 @@ class Mixture(nn.Module):
         )
 
     def forward(
-        self, x_BND: Tensor, plan: RoutingPlan, generator: torch.Generator | None
+        self, x_BND: Tensor, plan: RoutingPlan, generator: Chance | None
     ) -> tuple[Tensor, RoutingLosses, ExpertUse]:
         """(B, N, D) to (B, N, D), the losses of this layer, and who used which expert."""
         patients, tokens, width = x_BND.shape
@@ -91,11 +92,9 @@ class Mixture(nn.Module):
         )
         return y_TD.reshape(x_BND.shape), losses, use
 
-    def _mix(
-        self, x_TD: Tensor, routing: Routing, learns_T: Tensor | None, generator: torch.Generator | None
-    ) -> Tensor:
+    def _mix(self, x_TD: Tensor, routing: Routing, learns_T: Tensor | None, generator: Chance | None) -> Tensor:
         """Tokens that may not teach the experts pass through the same weights without their gradient."""
-        live = self.experts.weights()
+        live = self.experts()
         if learns_T is None:
             return mix(x_TD, routing.chosen_TK, routing.gates_TK, live, self.rate, generator)
         # A second copy of every expert, which does not learn.

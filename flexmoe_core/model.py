@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from flexmoe_core.bank import build_bank
+from flexmoe_core.chance import Chance
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable, Placement
 from flexmoe_core.dropout import dropout
@@ -105,7 +106,7 @@ class FlexMoe(nn.Module):
         *,
         specialize: bool,
         teaches_experts_B: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Chance | None = None,
         fixed_shapes: bool = False,
     ) -> Output:
         """Logits for a batch of any size.
@@ -129,17 +130,17 @@ class FlexMoe(nn.Module):
         return Output(self.head(pooled), losses, tuple(use))
 
     def tokens(
-        self, cohort: Cohort, placement: Placement, generator: torch.Generator | None, fixed_shapes: bool = False
+        self, cohort: Cohort, placement: Placement, generator: Chance | None, fixed_shapes: bool = False
     ) -> Tensor:
         """(B, N, D): encoders for observed modalities, the bank for missing ones.
 
         Encoders see observed rows only; with ``fixed_shapes`` all, and what they make of the others is dropped.
         """
-        x_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed
+        x_BMPD = self.bank(placement.slots_BM, cohort.observed_BM) + self.imputed[..., None, None, :]
         x_CPD = (self._encode_all if fixed_shapes else self._encode_observed)(x_BMPD, cohort, generator)
         return x_CPD.reshape(x_BMPD.shape).flatten(1, 2) + self.position
 
-    def _encode_observed(self, x_BMPD: Tensor, cohort: Cohort, generator: torch.Generator | None) -> Tensor:
+    def _encode_observed(self, x_BMPD: Tensor, cohort: Cohort, generator: Chance | None) -> Tensor:
         places, encoded = [], []
         for m, name in enumerate(self.modalities):
             if encoder_key(name) in self.encoders and name in cohort.inputs:
@@ -151,7 +152,7 @@ class FlexMoe(nn.Module):
             x_CPD = x_CPD.index_copy(0, torch.cat(places), torch.cat(encoded).to(x_CPD.dtype))
         return x_CPD
 
-    def _encode_all(self, x_BMPD: Tensor, cohort: Cohort, generator: torch.Generator | None) -> Tensor:
+    def _encode_all(self, x_BMPD: Tensor, cohort: Cohort, generator: Chance | None) -> Tensor:
         columns = list(x_BMPD.unbind(dim=1))
         for m, name in enumerate(self.modalities):
             if encoder_key(name) in self.encoders and name in cohort.inputs:

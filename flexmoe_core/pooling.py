@@ -40,7 +40,7 @@ class AttentionPooling(nn.Module):
 
     def forward(self, x_BND: Tensor) -> Tensor:
         """(B, N, D) to (B, D)."""
-        heads, width = self.query.shape
+        heads, width = self.query.shape[-2:]
         share_BAN = (self.query @ x_BND.transpose(1, 2) * width**-0.5).softmax(dim=2)
         x_BANd = x_BND.unflatten(2, (heads, -1)).transpose(1, 2)
         pooled_BD: Tensor = (share_BAN[:, :, None] @ x_BANd).flatten(1)

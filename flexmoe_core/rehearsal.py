@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import Placement
 from flexmoe_core.groups import Group, group_of
@@ -29,7 +30,7 @@ def rehearse(
     hidden: Cohort,
     placement: Placement,
     specialize: bool,
-    noise: torch.Generator | None,
+    noise: Chance | None,
     fixed_shapes: bool = False,
 ) -> Tensor:
     """The mean task loss of patients who hide modalities, with gradient for the bank alone."""
@@ -46,8 +47,16 @@ def hide_modalities(cohort: Cohort, chance: float, generator: torch.Generator) -
 
     ``generator`` is a CPU generator; the inputs are not copied.
     """
+    return hide_by_lots(cohort, chance, torch.rand(cohort.observed_BM.shape, generator=generator))
+
+
+def hide_by_lots(cohort: Cohort, chance: float, lots_BM: Tensor) -> Cohort:
+    """The same patients, each modality hidden whose lot, uniform in [0, 1) on the CPU, is below the chance.
+
+    Of each patient's, the modality with the highest lot is kept.
+    """
     observed_BM = cohort.observed_BM.cpu()
-    lots_BM = torch.rand(observed_BM.shape, generator=generator).masked_fill(~observed_BM, -1.0)
+    lots_BM = lots_BM.masked_fill(~observed_BM, -1.0)
     kept_BM = torch.zeros_like(observed_BM).scatter(1, lots_BM.argmax(dim=1, keepdim=True), True)
     shown_BM = observed_BM & ((lots_BM >= chance) | kept_BM)
     return replace(cohort, observed_BM=shown_BM.to(cohort.observed_BM.device))

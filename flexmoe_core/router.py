@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from flexmoe_core.chance import Chance, normal_like
+
 NOISE_FLOOR = 1e-2
 ABOVE_ALL = 1e30
 """A logit that no other reaches, and whose gradients stay finite."""
@@ -70,7 +72,7 @@ class Router(nn.Module):
         expert_T: Tensor,
         specialized_T: Tensor,
         learns_T: Tensor | None,
-        generator: torch.Generator | None,
+        generator: Chance | None,
     ) -> Routing:
         """Route tokens; ``specialized_T`` bool uses ``expert_T`` as target, the others the generalized mode.
 
@@ -81,7 +83,7 @@ class Router(nn.Module):
             clean_TE, spread_TE = self._logits(x_TD.to(dtype), learns_T).chunk(2, dim=1)
             noise_TE, noisy_TE = softplus(spread_TE) + NOISE_FLOOR, clean_TE
             if generator is not None:
-                noisy_TE = clean_TE + noise_TE * torch.empty_like(noise_TE).normal_(generator=generator)
+                noisy_TE = clean_TE + noise_TE * normal_like(generator, noise_TE)
             special_T1, every_E = specialized_T[:, None], torch.arange(clean_TE.shape[1], device=clean_TE.device)
             own_TE = special_T1 & (expert_T[:, None] == every_E)
             offered_TE, ranked_TE = clean_TE, noisy_TE
@@ -120,7 +122,7 @@ class Router(nn.Module):
         Tokens outside ``learns_T`` give the weights no gradient.
         """
         both_RED = torch.cat(
-            [weight.to(x_TD.dtype).unflatten(0, (self.routers, -1)) for weight in (self.weight, self.noise)], dim=1
+            [weight.to(x_TD.dtype).unflatten(-2, (self.routers, -1)) for weight in (self.weight, self.noise)], dim=-2
         )
         logits_TE = self._multiply(x_TD, both_RED)
         if learns_T is None:
@@ -128,6 +130,9 @@ class Router(nn.Module):
         return torch.where(learns_T[:, None], logits_TE, self._multiply(x_TD, both_RED.detach()))
 
     def _multiply(self, x_TD: Tensor, weight_RED: Tensor) -> Tensor:
+        if weight_RED.dim() > 3:  # a copy for every patient
+            x_BRSD = x_TD.unflatten(0, (len(weight_RED), self.routers, -1))
+            return torch.matmul(x_BRSD, weight_RED.transpose(2, 3)).flatten(0, 2)
         if self.routers == 1:
             return x_TD @ weight_RED[0].T
         x_BRSD = x_TD.unflatten(0, (-1, self.routers, self.tokens))
@@ -135,6 +140,8 @@ class Router(nn.Module):
 
     def _by_token(self, value_R: Tensor, tokens: int) -> Tensor:
         """Each token's own router's value: (T, 1)."""
+        if value_R.dim() > 1:  # a copy for every patient
+            return value_R[:, :, None].expand(-1, -1, tokens // value_R.numel()).reshape(tokens, 1)
         if self.routers == 1:
             return value_R.expand(tokens, 1)
         patients = tokens // (self.routers * self.tokens)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.dropout import dropout
 from flexmoe_core.losses import RoutingLosses
 from flexmoe_core.mixture import ExpertUse, Mixture, RoutingPlan
@@ -53,7 +54,7 @@ class DenseFeedForward(nn.Module):
         super().__init__()
         self.expand, self.contract, self.rate = nn.Linear(width, hidden), nn.Linear(hidden, width), rate
 
-    def forward(self, x_BND: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x_BND: Tensor, generator: Chance | None) -> Tensor:
         """(B, N, D) to (B, N, D)."""
         out: Tensor = self.contract(dropout(nn.functional.gelu(self.expand(x_BND)), self.rate, generator))
         return out
@@ -76,7 +77,7 @@ class TrunkLayer(nn.Module):
         self.dense = None if mixed else DenseFeedForward(settings.width, hidden, self.rate)
 
     def forward(
-        self, x_BND: Tensor, plan: RoutingPlan, generator: torch.Generator | None
+        self, x_BND: Tensor, plan: RoutingPlan, generator: Chance | None
     ) -> tuple[Tensor, RoutingLosses | None, ExpertUse | None]:
         """(B, N, D) to (B, N, D); losses and use of experts where the layer is sparse."""
         x_BND = x_BND + dropout(self.attention(self.attention_norm(x_BND)), self.rate, generator)

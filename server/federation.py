@@ -18,15 +18,18 @@ from flexmoe_core.groups import shared_parameters, specs_of
 from flexmoe_core.messages import FinishRequest, Terms, TrainRequest, encode
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
 from flexmoe_core.naming import under_prefix, with_prefix
+from flexmoe_core.privacy.secret_source import OperatingSystemSource
 from server.averaging import RoundAverage
 from server.conversation import ask, wait_for_nodes
 from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
 from server.identities import Identities
 from server.metrics import Results, metrics_of, read_finish
+from server.privacy import least_noise, mechanisms, privacy_facts
 from server.record import RunRecord
 from server.replies import read_train_replies
 from server.run_store import RunStore
+from server.site_privacy import SiteLevelNoise
 
 RoundObserver = Callable[[Mapping[str, Any]], None]
 COMING_BACK_S = 90.0
@@ -74,6 +77,10 @@ class Federation:
         )
         self._average = RoundAverage(federation.averaging)
         self._early_stop = EarlyStop(federation.early_stop)
+        site_level = self._settings.privacy.site
+        self._site_level = None
+        if site_level is not None:
+            self._site_level = SiteLevelNoise(site_level, federation.rounds, OperatingSystemSource())
 
     def run(self) -> None:
         """Raises RunFailed without a quorum or with too few rounds, AuditError when nothing can be recorded."""
@@ -94,6 +101,7 @@ class Federation:
         )
         if sites.refused:
             self._observe({"refused_nodes": sites.refused})
+        self._mechanisms = mechanisms(self._terms, sites.replies)
         progress = self._start(sites)
         while progress.round < federation.rounds and not progress.stopped:
             self._train_round(sites, progress)
@@ -101,8 +109,16 @@ class Federation:
         self._require_enough(progress.aggregated, progress.round)
         results = self._finish(sites, progress)
         self._store.save_results(*results.to_store(sites.facts(), self._table))
+        seconds = time.monotonic() - started
+        cost = self._privacy(progress, results)
         self._store.save_metrics(
-            metrics_of(results, self._settings.seed, self._terms, self._store.history(), time.monotonic() - started)
+            metrics_of(results, self._settings.seed, self._terms, self._store.history(), seconds, cost)
+        )
+
+    def _privacy(self, progress: Progress, results: Results) -> dict[str, Any]:
+        answered = [site for row in progress.history for site in row["answered"]]
+        return privacy_facts(
+            self._terms, self._mechanisms, answered, results.answered, self._site_level, progress.aggregated
         )
 
     def _start(self, sites: Participants) -> Progress:
@@ -155,7 +171,12 @@ class Federation:
     def _train_round(self, sites: Participants, progress: Progress) -> None:
         started = time.monotonic()
         federation, number = self._settings.federation, progress.round + 1
-        request = TrainRequest(terms=self._terms, table=self._table, round=number)
+        request = TrainRequest(
+            terms=self._terms,
+            table=self._table,
+            round=number,
+            least_noise=least_noise(self._terms, self._mechanisms.values()),
+        )
         self._wait(sites, federation.quorum, federation.deadline_s)
         payload = encode(request, progress.state)
         self._record.asked("train", sites.nodes, payload, number, request.attempt)
@@ -170,6 +191,8 @@ class Federation:
             for site in sorted(replies.updates):
                 aggregator.add(replies.updates[site])
             aggregate = aggregator.mean()
+            if self._site_level is not None:
+                aggregate = self._site_level.protect(aggregate)
             refused_rows = aggregate.refused
             progress.state = self._optimizer.step(progress.state, aggregate)
             self._average.add(progress.state)
@@ -242,8 +265,10 @@ class Federation:
         absent = dict.fromkeys(progress.absent(sites), "not there when the run was resumed")
         results = read_finish(answers, sites.refused | absent, self._terms, progress.round)
         self._record.answered("finish", answers, results.missing, progress.round)
-        if len(results.test) < federation.quorum:
-            raise RunFailed(f"only {len(results.test)} of {federation.quorum} needed sites scored the final model")
+        if len(results.answered) < federation.quorum:
+            raise RunFailed(
+                f"only {len(results.answered)} of {federation.quorum} needed sites scored the final model"
+            )
         return results
 
 

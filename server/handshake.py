@@ -29,14 +29,20 @@ class Participants:
     refused: dict[str, str]
 
     def table(self, terms: Terms) -> CombinationTable:
-        """The study's own table, or that of the announced combinations."""
+        """The study's own table, or that of the announced combinations.
+
+        Under patient-level privacy nobody announces any: then that of the sets of modalities that sites declare.
+        """
         study = terms.study
+        declared = [study.mask_of(names) for names in study.combinations]
+        if terms.privacy.patient is not None and not declared:
+            declared = [study.mask_of(reply.modalities) for reply in self.replies.values()]
         return CombinationTable.build(
             modalities=len(study.modalities),
             experts=terms.method.model.experts,
             announced={name: reply.announced for name, reply in self.replies.items()},
             min_full=terms.method.curriculum.min_full,
-            declared=[study.mask_of(names) for names in study.combinations],
+            declared=declared,
         )
 
     def facts(self) -> dict[str, Any]:
@@ -117,4 +123,9 @@ def _objection_to(reply: HandshakeReply, terms: Terms) -> str | None:
         return "announces modalities that the study does not have"
     if min([*reply.announced.values(), *reply.observed.values()], default=terms.min_cell) < terms.min_cell:
         return f"announces fewer than {terms.min_cell} patients"
+    if terms.privacy.patient is not None:
+        if reply.declared_patients is None or reply.declared_full_modality is None:
+            return "declares no public facts, which patient-level privacy needs"
+        if reply.announced or reply.observed or reply.patients:
+            return "announces counts of patients, which patient-level privacy does not allow"
     return None

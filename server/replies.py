@@ -26,7 +26,10 @@ Cells = dict[int | None, CellResult]
 
 @dataclass(frozen=True)
 class TrainReplies:
-    """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons."""
+    """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons.
+
+    Those under a privacy that withholds them have no loss, no seconds and no cells.
+    """
 
     updates: dict[str, Update]
     dropped: dict[str, list[str]]
@@ -78,7 +81,10 @@ def read_train_replies(
             replies.dropped[site] = problems
             continue
         replies.updates[site], replies.cells[site] = update, cells
-        replies.losses[site], replies.seconds[site] = reply.loss, reply.seconds
+        if reply.loss is not None:
+            replies.losses[site] = reply.loss
+        if reply.seconds is not None:
+            replies.seconds[site] = reply.seconds
     return replies
 
 
@@ -100,9 +106,9 @@ def _problems_of_facts(
         problems.append("the reply calls itself by another site's name")
     if (reply.round, reply.attempt) != (request.round, request.attempt):
         problems.append(in_short(f"the reply is to round {reply.round}, attempt {reply.attempt}"))
-    if not math.isfinite(reply.loss):
+    if reply.loss is not None and not math.isfinite(reply.loss):
         problems.append("the loss is not finite")
-    if not 0 <= reply.seconds <= LONGEST_S:
+    if reply.seconds is not None and not 0 <= reply.seconds <= LONGEST_S:
         problems.append("the seconds are no duration")
     if not all(name.startswith(PARTS) for name in arrays):
         problems.append("the reply holds arrays that nobody asked for")

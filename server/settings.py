@@ -70,9 +70,12 @@ class RunSettings(FrozenModel):
         if self.privacy.patient is not None and federation.optimizer.name != "avg":
             what = "lets noise of rows that nobody trains grow, under privacy.patient"
             yield Finding(what, "Set it to avg.", "federation.optimizer.name")
-        masked = self.privacy.secure_aggregation is not None
+        masked, clipped = self.privacy.secure_aggregation is not None, self.privacy.site is not None
         if masked and federation.aggregation.rule != "mean":
             what = "needs the updates one by one, which privacy.secure_aggregation hides"
+            yield Finding(what, "Set it to mean.", "federation.aggregation.rule")
+        elif clipped and federation.aggregation.rule != "mean":
+            what = "has another sensitivity than the sum that privacy.site adds noise to"
             yield Finding(what, "Set it to mean.", "federation.aggregation.rule")
 
     def to_toml(self) -> str:

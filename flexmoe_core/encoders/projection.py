@@ -5,9 +5,9 @@ Shapes: B patients, F features, P tokens, D width.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.dropout import dropout
 
 
@@ -20,7 +20,7 @@ class ProjectionEncoder(nn.Module):
         self.hidden = nn.Linear(features, hidden) if hidden else None
         self.projection = nn.Linear(hidden or features, tokens * width)
 
-    def forward(self, x_BF: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x_BF: Tensor, generator: Chance | None) -> Tensor:
         """(B, F) float32 to (B, P, D); B may be 0."""
         if self.hidden is not None:
             x_BF = dropout(nn.functional.gelu(self.hidden(x_BF)), self.rate, generator)

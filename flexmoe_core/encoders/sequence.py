@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.dropout import dropout
 from flexmoe_core.modalities.sequence import PRESENT
 from flexmoe_core.settings import ModelSettings
@@ -55,7 +56,7 @@ class SequenceEncoder(nn.Module):
         self.query = nn.Linear(hidden, tokens, bias=False)
         self.projection = nn.Linear(hidden, width)
 
-    def forward(self, x_BTC: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x_BTC: Tensor, generator: Chance | None) -> Tensor:
         """(B, T, C) float32, padded at the end, to (B, P, D). Padding is never read; B may be 0."""
         present_BT1 = x_BTC[..., PRESENT, None] == 1
         step_BTH = self.step(x_BTC.masked_fill(~present_BT1, 0.0))

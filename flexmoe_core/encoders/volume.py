@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from flexmoe_core.chance import Chance
 from flexmoe_core.dropout import dropout
 from flexmoe_core.encoders.projection import ProjectionEncoder
 from flexmoe_core.settings import ModelSettings
@@ -52,7 +53,7 @@ class VolumeEncoder(nn.Module):
             settings.encoder_dropout,
         )
 
-    def forward(self, x_BDHW: Tensor, generator: torch.Generator | None) -> Tensor:
+    def forward(self, x_BDHW: Tensor, generator: Chance | None) -> Tensor:
         """(B, D, H, W) float32 to (B, P, width); B may be 0. A few patients at a time, as volumes are large."""
         x_BF = torch.cat([self._features(part_BDHW) for part_BDHW in x_BDHW.split(PATIENTS_AT_ONCE)])
         tokens: Tensor = self.projection(dropout(x_BF, self.rate, generator), generator)

@@ -44,7 +44,7 @@ class EmbeddingPreprocessing(Preprocessing):
 
 
 class EmbeddingModality(Modality):
-    """Vectors of one length; for a local encoder length and scale come from the site's own file.
+    """Vectors of one length; for a local encoder length and scale come from the site.
 
     Either one ``range`` for all numbers or ``ranges``, one for each, where their scales differ.
     """
@@ -70,10 +70,12 @@ class EmbeddingModality(Modality):
 
     @model_validator(mode="after")
     def _keys_fit_encoder(self) -> EmbeddingModality:
-        remedy = "Remove it: the site's own file says it. Or make the encoder shared."
+        in_file = "Remove it: the site's own file says it. Or make the encoder shared."
+        findings = list(self._key_findings("size", self.size is not None, in_file))
         scale = "range" if self.ranges is None else "ranges"
-        given = {"size": self.size is not None, scale: self.range is not None or self.ranges is not None}
-        findings = [finding for key, has in given.items() for finding in self._key_findings(key, has, remedy)]
+        given = self.range is not None or self.ranges is not None
+        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
+        findings += self._key_findings(scale, given, remedy)
         if self.ranges is not None:
             findings += self._range_findings(len(self.ranges))
         raise_if_any(findings)

@@ -104,6 +104,7 @@ class SequenceModality(ColumnsModality):
 
     def _findings(self) -> Iterator[Finding]:
         yield from super()._findings()
-        remedy = "Remove it: the site's own times say it. Or make the encoder shared."
-        yield from self._key_findings("time_unit", self.time_unit is not None, remedy)
+        own = "Remove it: the unit is that of the site's own times. Or make the encoder shared."
+        yield from self._key_findings("time_unit", self.time_unit is not None, own)
+        remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
         yield from self._key_findings("time_range", self.time_range is not None, remedy)

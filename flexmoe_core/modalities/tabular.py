@@ -54,7 +54,7 @@ Column = Annotated[NumericColumn | CategoricalColumn, Field(discriminator="type"
 
 
 class TabularPreprocessing(Preprocessing):
-    """The columns behind the features; those of a local encoder carry the scale of the site's training patients."""
+    """The columns behind the features; those of a local encoder carry the scale of its site."""
 
     kind: Literal["tabular"] = "tabular"
     columns: tuple[Column, ...]

@@ -67,7 +67,7 @@ class VolumePreprocessing(Preprocessing):
 
 
 class VolumeModality(Modality):
-    """Volumes of one shape and, if declared, one spacing; for a local encoder the site declares both."""
+    """Volumes of one shape and, if declared, one spacing; for a local encoder the site declares them."""
 
     kind: Literal["volume"] = "volume"
     voxels: VolumeShape | None = Field(default=None, alias="shape")
@@ -93,8 +93,7 @@ class VolumeModality(Modality):
     def _keys_fit_encoder(self) -> VolumeModality:
         remedy = "Move it to the site.toml of each hospital, or make the encoder shared."
         findings = list(self._key_findings("shape", self.voxels is not None, remedy))
-        fitted = "Remove it: the site's own volumes say it. Or make the encoder shared."
-        findings += self._key_findings("range", self.range is not None, fitted)
+        findings += self._key_findings("range", self.range is not None, remedy)
         if self.encoder == "local" and self.spacing is not None:
             findings.append(Finding("is not allowed with a local encoder", remedy, "spacing"))
         raise_if_any(findings)

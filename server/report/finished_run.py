@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -65,7 +66,10 @@ class ResultFacts(FrozenModel, extra="ignore", arbitrary_types_allowed=True):
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """Everything that the page shows. ``hashes`` are the SHA-256 of the run's own text files."""
+    """Everything that the page shows. ``hashes`` are the SHA-256 of the run's own text files.
+
+    ``privacy`` is what protections cost, ``released`` the noised results, as metrics.json has them.
+    """
 
     name: str
     study: Study
@@ -75,6 +79,13 @@ class FinishedRun:
     validation: Mapping[str, Cells]
     test: Mapping[str, Cells]
     hashes: Mapping[str, str]
+    privacy: Mapping[str, Any] = field(default_factory=dict)
+    released: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def withholds(self) -> bool:
+        """Whether patient-level privacy keeps counts and results at the hospitals."""
+        return self.settings.privacy.patient is not None
 
     @property
     def table(self) -> CombinationTable:
@@ -121,6 +132,7 @@ def read_run(folder: Path) -> FinishedRun:
     def cells(split: str) -> dict[str, Cells]:
         return {site: _cells(f"{split}/{site}", arrays, study, settings) for site in sorted(facts.bundles)}
 
+    metrics = store.metrics()
     return FinishedRun(
         name=store.run,
         study=study,
@@ -130,6 +142,8 @@ def read_run(folder: Path) -> FinishedRun:
         validation=cells("validation"),
         test=cells("test"),
         hashes={name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in _TEXT_FILES},
+        privacy=metrics.get("privacy", {}),
+        released=metrics.get("released", {}),
     )
 
 

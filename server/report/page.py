@@ -11,7 +11,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from flexmoe_core.checkpoint import write_atomic
-from server.report import figures, records, tables
+from server.report import figures, protection, records, tables
 from server.report.comparison import Comparison, load_comparison, save_comparison
 from server.report.estimates import METRIC_TITLES, Evaluation, evaluate
 from server.report.finished_run import FinishedRun, read_run
@@ -90,13 +90,15 @@ def page_content(run: FinishedRun, comparison: Comparison | None) -> dict[str, A
             "settings": records.settings_table(run.settings),
             "study": records.study_table(run),
             "provenance": records.provenance_table(run),
+            "cost": protection.cost_table(run),
+            "released": protection.released_table(run),
             "comparison": tables.comparison_table(comparison) if comparison else None,
             "differences": tables.differences_table(comparison) if comparison and comparison.differences else None,
         },
         "comparison": comparison,
         "headline": [
-            _headline("auroc", "Test AUROC", found.pooled),
-            _headline("accuracy", "Test accuracy", found.pooled),
+            _headline(run, "auroc", "Test AUROC", found.pooled),
+            _headline(run, "accuracy", "Test accuracy", found.pooled),
         ],
         "calibration": {metric: tables.estimate_cell(found.pooled.estimates[metric]) for metric in ("ece", "brier")},
         "aggregated": sum(row.aggregated for row in run.history),
@@ -121,13 +123,16 @@ def evaluate_run(run: FinishedRun) -> Evaluations:
     sites = {}
     for site in run.sites:
         missing = run.facts.missing.get(site)
-        reason = few if missing is None else f"no final answer: {missing}"
+        none = "withheld under patient-level privacy" if run.withholds else few
+        reason = none if missing is None else f"no final answer: {missing}"
         sites[site] = evaluate(run.site_scores(site), classes, generator, if_empty=reason)
     combinations = {mask: evaluate(cell.scores, classes, generator) for mask, cell in run.test_combinations.items()}
     return Evaluations(pooled, sites, combinations)
 
 
-def _headline(metric: str, title: str, pooled: Evaluation) -> dict[str, str]:
+def _headline(run: FinishedRun, metric: str, title: str, pooled: Evaluation) -> dict[str, str]:
+    if run.withholds:
+        return protection.released_headline(run, metric, title)
     cell = tables.estimate_cell(pooled.estimates[metric])
     note = f"95% CI {cell.note}" if pooled.estimates[metric].interval else cell.note
     return {"title": title, "value": cell.text, "note": note}

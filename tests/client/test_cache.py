@@ -34,7 +34,7 @@ def same(one: SiteData, other: SiteData) -> bool:
 
 
 def forbid_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> SiteData:
+    def refuse(*_: object, **__: object) -> SiteData:
         raise AssertionError("parsed again")
 
     monkeypatch.setattr(cache, "read_site", refuse)

@@ -84,6 +84,13 @@ def test_the_command_prints_coverage(site: SiteFolder) -> None:
     assert sorted(site.path.parent.rglob("*")) == before
 
 
+def test_the_command_says_which_scales_are_fitted(site: SiteFolder) -> None:
+    fitted = "Fitted to training patients; declare these keys for patient-level privacy:"
+    assert run(site.path).stdout.endswith(f"{fitted}\n  modality.scan.column.volume.range\n")
+    site.edit("site.toml", 'unit = "ml"', 'unit = "ml"\nrange = [0, 100]')
+    assert run(site.path).stdout.endswith("No scale is fitted to your patients, as patient-level privacy requires.\n")
+
+
 def test_the_command_prints_one_problem_a_line_and_exits_with_2(site: SiteFolder) -> None:
     site.edit("site.toml", '"labs.csv"', '"no\\nsuch\\u001b[31m[file].csv"')
     site.edit("history.csv", "60,M", "87310,M")

@@ -56,7 +56,8 @@ def test_a_good_manifest_is_read(site: SiteFolder) -> None:
             "is neither a text nor a number",
         ),
         ('chol = "serum_chol"', "chol = 3", "modality.labs.columns.chol", "should be a table"),
-        ('unit = "ml"', "range = [0, 9]", "modality.scan.column.volume.range", "is not a known key"),
+        ('unit = "ml"', "range = [9, 0]", "modality.scan.column.volume.range", "is empty"),
+        ('unit = "ml"', "rnge = [0, 9]", "modality.scan.column.volume.rnge", "is not a known key"),
         ("missing = [9]", "mising = [9]", "modality.history.columns.sex.mising", "is not a known key"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from client.bundle import BundleFacts
+from client.modality_entry import OTHER_SCALE
 from client.new_patients import NewPatients, read_folder
 from client.patients import SPLITS
 from client.site import site_inputs
@@ -15,6 +16,7 @@ from flexmoe_core.errors import InputError, Problem
 from tests.client import test_embedding, test_sequence, test_volume
 from tests.client.conftest import SiteFolder, make_site
 from tests.client.coordinator import coordinate, make_cpu_site
+from tests.client.local_site import COHORT, SCALES, write_local_site
 
 SECRET = "87310"
 PUBLIC = "[public]\npatients = 6\nfull_modality = true\n"
@@ -114,6 +116,22 @@ def test_every_kind_is_encoded_as_in_training(site: SiteFolder, kind: str, encod
     assert patients.cohort.observed_BM.sum() == sum(one.observed_BM.sum() for one in data.cohorts.values())
 
 
+@pytest.mark.parametrize("repeated", [True, False])
+def test_declared_scales_are_those_of_the_bundle(tmp_path: Path, repeated: bool) -> None:
+    own, new = (write_local_site(tmp_path / name, COHORT) for name in ("own", "new"))
+    for line in () if repeated else SCALES.values():
+        new.edit("site.toml", line, "")
+    require_equal_inputs(read_folder(new.path, facts_of(own)), own)
+
+
+@pytest.mark.parametrize("place", SCALES)
+def test_another_scale_than_the_bundles_is_refused(tmp_path: Path, place: str) -> None:
+    own = write_local_site(tmp_path / "own", COHORT)
+    facts = facts_of(own)
+    own.edit("site.toml", SCALES[place], SCALES[place].replace("]", "0]"))
+    assert [(one.place, one.what) for one in problems(own, facts)] == [(place, OTHER_SCALE.what)]
+
+
 def test_scales_are_the_bundles_however_few_the_patients(site: SiteFolder, facts: BundleFacts) -> None:
     site.write("patients.csv", "patient\np3\n")
     for name in ("history.csv", "labs.csv"):
@@ -199,6 +217,18 @@ VOLUME = "modality.scan.column.volume"
 WRONG: dict[str, tuple[Change, str, str, str]] = {
     "another unit": (edit("site.toml", '"ml"', '"l"'), "site.toml", f"{VOLUME}.unit", "is not the unit that"),
     "no unit": (edit("site.toml", 'unit = "ml"', ""), "site.toml", f"{VOLUME}.unit", "is not the unit that"),
+    "another scale": (
+        edit("site.toml", 'unit = "ml"', 'unit = "ml"\nrange = [0, 50]'),
+        "site.toml",
+        f"{VOLUME}.range",
+        "is not the scale that the bundle was made with",
+    ),
+    "a local value outside the declared range": (
+        edit("site.toml", 'unit = "ml"', 'unit = "ml"\nrange = [0, 40]'),
+        "scan.parquet",
+        "column vol, row 3",
+        "is outside the plausible range 0 to 40 ml",
+    ),
     "another type": (
         edit("site.toml", 'type = "categorical"\ncategories = ["A", "B"]', 'type = "numeric"'),
         "site.toml",

@@ -1,0 +1,35 @@
+"""How much noise a run's guarantee needs at a site: computed from public facts, the same wherever it is computed."""
+
+from __future__ import annotations
+
+from flexmoe_core.privacy.accounting import noise_multiplier_for
+from flexmoe_core.privacy.events import Gaussian, PatientMechanism, public_schedule
+from flexmoe_core.privacy.settings import PatientPrivacy
+from flexmoe_core.settings import TrainingSettings
+
+
+def mechanism_for(
+    privacy: PatientPrivacy, training: TrainingSettings, rounds: int, declared_patients: int, least_noise: float = 0.0
+) -> PatientMechanism:
+    """The mechanism of each of a run's rounds at a site of so many declared patients.
+
+    All rounds, the spare ones and the release of metrics together stay within the guarantee. ``least_noise`` is the
+    noise multiplier below which the coordinator wants none of its sites; it can only add noise.
+    """
+    rate, steps = public_schedule(declared_patients, training.batch_size, training.epochs)
+    released = release_event(privacy)
+    others = [] if released is None else [released.model_copy(update={"steps": 1 + min(privacy.spare_rounds, 1)})]
+    total = steps * (rounds + privacy.spare_rounds)
+    needed = noise_multiplier_for(privacy.epsilon, privacy.delta, rate, total, others)
+    return PatientMechanism(
+        sampling_rate=rate,
+        steps=steps,
+        clip=privacy.clip,
+        noise_multiplier=max(needed, least_noise),
+        expected_batch=rate * declared_patients,
+    )
+
+
+def release_event(privacy: PatientPrivacy) -> Gaussian | None:
+    """What the one release of metrics at the finish costs; None where none are released."""
+    return Gaussian(noise_multiplier=privacy.release_noise) if privacy.release_noise else None
