@@ -14,7 +14,7 @@ from simulations.audits.plots import house_style
 from simulations.audits.roc import Estimate
 from simulations.studies.privacy_arms import epsilon_text
 
-WIDTH, LEFT, RIGHT, GAP, HEIGHT, TOP, BOTTOM = 9.6, 0.55, 0.1, 0.55, 2.5, 0.4, 0.5
+WIDTH, LEFT, RIGHT, GAP, HEIGHT, TOP, BOTTOM = 9.6, 0.55, 0.1, 0.55, 2.5, 0.4, 0.48
 LEGEND_ROW, LEGEND_COLUMNS = 0.2, 3
 DODGE = 0.09
 """Between the points of two series at the same epsilon, which stand one unit apart."""
@@ -50,7 +50,7 @@ class EpsilonPanel:
 def epsilon_drawing(name: str, alt: str, epsilons: Sequence[float], panels: Sequence[EpsilonPanel]) -> Drawing:
     """The panels beside one another, over the same epsilons, with one legend below them."""
     entries = len(panels[0].series) + len(panels[0].references)
-    legend = LEGEND_ROW * -(-entries // LEGEND_COLUMNS) + 0.1
+    legend = LEGEND_ROW * -(-entries // LEGEND_COLUMNS) + 0.06
     height = TOP + HEIGHT + BOTTOM + legend
     width = (WIDTH - LEFT - RIGHT - (len(panels) - 1) * GAP) / len(panels)
     with house_style():

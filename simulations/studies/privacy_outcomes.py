@@ -33,7 +33,10 @@ RATE = 0.1
 
 
 class Membership(FrozenModel):
-    """How well a loss threshold tells training patients from those held out, by the released model alone."""
+    """How well a loss threshold tells training patients from those held out, by the released model alone.
+
+    The rate is that at ``RATE`` false positives, None where these are fewer than ten patients.
+    """
 
     members: int = Field(ge=1)
     non_members: int = Field(ge=1)
@@ -120,11 +123,13 @@ def _membership(sites: Mapping[str, SiteData], logits: Mapping[str, Mapping[str,
     if all(is_member) or not any(is_member):
         return None
     curve = roc_of(np.array(scores), np.array(is_member))
+    # Noise can make many patients equally sure; between two thresholds a coin decides, as for the area.
+    rate = float(np.interp(RATE, curve.false_positive_K, curve.true_positive_K))
     return Membership(
         members=curve.members,
         non_members=curve.non_members,
         auc=curve.auc,
-        true_positive_rate=curve.true_positive_rate(RATE),
+        true_positive_rate=rate if curve.lowest_rate <= RATE else None,
     )
 
 

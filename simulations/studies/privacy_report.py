@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from server.report.theme import INK, SITE_COLORS, Look
+from server.settings import RunSettings
 from simulations.audits.report import AuditFigure, AuditReport, Finding, text_of
 from simulations.audits.roc import Estimate
 from simulations.studies import privacy_findings as of
 from simulations.studies.epsilon_plots import EpsilonPanel, Reference, Series, epsilon_drawing
-from simulations.studies.privacy_arms import PRESET, TITLES, Arm, Family, epsilon_text
+from simulations.studies.privacy_arms import LEGEND, PRESET, Arm, Family, epsilon_text
 from simulations.studies.privacy_findings import Findings, Measure
 from simulations.studies.privacy_tables import tables_of
 
@@ -40,7 +41,7 @@ LIMITS = (
     "Secure aggregation hides each hospital's update from the coordinator. It guarantees nothing about the model "
     "that comes out, which is why the attack finds as much as without it.",
     "Choices that were made by looking at the same patients (settings, features, ranges) are not in epsilon.",
-    "Intervals are over seeds: initial weights, noise, who is held out and, for digits, the split and what is missing. "
+    "Intervals are over seeds: initial weights, noise, who is held out, and of digits the split and what is missing. "
     "Where the test patients are the same for every seed, they say nothing of other patients.",
     "The non-private references learn from the held-out patients too, so that there is nobody to attack.",
 )
@@ -48,12 +49,13 @@ LIMITS = (
 
 def privacy_report(studied: Sequence[Findings]) -> AuditReport:
     """Of at least one data set."""
-    seeds = sorted({seed for findings in studied for seed in findings.seeds})
+    seeds = len({seed for findings in studied for seed in findings.seeds})
     lead = (
         f"The same federation (preset {PRESET}) under patient-level privacy, under site-level privacy, with secure "
-        "aggregation alone and without protection, beside federated logistic regression by DP-SGD under the same "
-        f"accounting. {len(seeds)} {'seeds' if len(seeds) > 1 else 'seed'}, "
-        f"{' and '.join(findings.data.title for findings in studied)}."
+        "aggregation alone and without protection; beside it federated logistic regression by DP-SGD under the same "
+        "accounting (DP logistic), and what one would take without privacy (own preset). "
+        f"{' and '.join(findings.data.title for findings in studied)}; {_counted(seeds, 'seed')}"
+        f"{_rounds(studied)}."
     )
     return AuditReport(
         title="What privacy costs, and what it buys",
@@ -67,16 +69,28 @@ def privacy_report(studied: Sequence[Findings]) -> AuditReport:
     )
 
 
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' if count > 1 else ''}"
+
+
+def _rounds(studied: Sequence[Findings]) -> str:
+    """Of the federations, if there are any."""
+    trained = (result.job.training for findings in studied for result in findings.results)
+    rounds = sorted({one.federation.rounds for one in trained if isinstance(one, RunSettings)})
+    return "".join(f", {_counted(count, 'round')}" for count in rounds)
+
+
 def _headline(findings: Findings) -> Iterator[Finding]:
     """AUROC without protection and at the largest epsilon, and what the attack finds."""
     largest = max(findings.epsilons, default=None)
     arms = [Arm(family="none"), Arm(family="patient", epsilon=largest), Arm(family="logistic", epsilon=largest)]
     for arm in arms:
         if arm in findings.arms:
-            name = f"{TITLES[arm.family]}" + (f", epsilon {epsilon_text(arm.epsilon)}" if arm.epsilon else "")
+            name = "Flex-MoE" if arm.family != "logistic" else "logistic regression"
+            protected = f", epsilon {epsilon_text(arm.epsilon)}" if arm.epsilon else ", unprotected"
             attack = text_of(findings.estimate(arm, of.attack_auc).value)
             value = text_of(findings.estimate(arm, of.auroc).value)
-            yield Finding(f"AUROC of {name}", value, f"{findings.data.title}; attack AUC {attack}")
+            yield Finding(f"AUROC, {name}{protected}", value, f"{findings.data.title}; attack AUC {attack}")
 
 
 def _figures(findings: Findings) -> Iterator[AuditFigure]:
@@ -111,7 +125,7 @@ def _panel(findings: Findings, title: str, measure: Measure, references: tuple[R
         title,
         tuple(
             Series(
-                TITLES[family],
+                LEGEND[family],
                 LOOKS[family],
                 tuple((arm.epsilon, findings.estimate(arm, measure)) for arm in arms if arm in findings.arms),
             )
@@ -123,7 +137,7 @@ def _panel(findings: Findings, title: str, measure: Measure, references: tuple[R
 
 def _references(findings: Findings, measure: Measure) -> tuple[Reference, ...]:
     simple: tuple[Family, ...] = ("pooled-logistic", "majority")
-    return tuple(Reference(TITLES[family], findings.estimate(Arm(family=family), measure).value) for family in simple)
+    return tuple(Reference(LEGEND[family], findings.estimate(Arm(family=family), measure).value) for family in simple)
 
 
 def _told(panel: EpsilonPanel, title: str) -> str:

@@ -16,8 +16,10 @@ class Spending:
 
 
 def spent_by(store: RunStore) -> Spending | None:
-    """None where the run guarantees nothing."""
-    privacy = store.settings.privacy
-    if privacy.patient is None and privacy.site is None:
-        return None
-    raise NotImplementedError
+    """None where the run guarantees nothing. Raises CheckpointError where its metrics cannot be read."""
+    privacy, facts = store.settings.privacy, store.metrics().get("privacy", {})
+    if privacy.patient is not None:
+        return Spending(max(facts["patient"]["spent"].values()), privacy.patient.delta)
+    if privacy.site is not None:
+        return Spending(facts["site"]["spent"], privacy.site.delta)
+    return None

@@ -13,9 +13,10 @@ UTILITY: tuple[tuple[str, Measure], ...] = (
     ("AUROC", of.auroc),
     ("Accuracy", of.accuracy),
     ("Worst AUROC", of.worst_auroc),
-    ("Worst accuracy", of.worst_accuracy),
+    ("Worst acc.", of.worst_accuracy),
 )
 NAMES = ("Method", "Epsilon")
+PRICED = tuple(column for column in UTILITY if column[0] != "Worst AUROC")  # so that the names have room
 PRIVACY = (*NAMES, "Attack AUC", "Attack TPR 10%", "Spent", "Delta")
 COST = (*NAMES, "Seconds", "KB up", "KB down")
 
@@ -40,9 +41,9 @@ def _price(findings: Findings) -> AuditTable:
     rows: list[tuple[Value, ...]] = []
     for arm in findings.arms:
         for title, other in _compared(arm, findings.arms):
-            differences = [findings.difference(arm, other, measure) for _, measure in UTILITY]
+            differences = [findings.difference(arm, other, measure) for _, measure in PRICED]
             rows.append((*_names(arm), title, *differences))
-    columns = (*NAMES, "Minus", *(title for title, _ in UTILITY))
+    columns = (*NAMES, "Minus", *(title for title, _ in PRICED))
     note = "Mean difference over seeds [95% interval]: both have the same patients, split and seed."
     return _table(findings, "price", "What protection costs in utility", columns, rows, note, names=3)
 
@@ -62,8 +63,8 @@ def _privacy(findings: Findings) -> AuditTable:
     sides = next((one.membership for one in findings.results if one.membership), None)
     note = (
         "Attack: a loss threshold on the released model tells training patients from those held out, who were drawn "
-        "by hospital and label like them; AUC 0.5 and TPR 0.1 are guessing. Spent: epsilon by the records of the site "
-        "that spent most, at this delta; n/a: nothing is guaranteed."
+        "by hospital and label like them; AUC 0.5 and TPR 0.1 are guessing. Spent: epsilon by the records of the "
+        "site that spent most, at this delta; n/a: nothing is guaranteed."
     )
     if sides:
         note += f" {sides.members} training patients, {sides.non_members} held out."
@@ -106,7 +107,7 @@ def _compared(arm: Arm, arms: tuple[Arm, ...]) -> list[tuple[str, Arm]]:
         against.append(("unprotected", arm.unprotected))
     regression = Arm(family="logistic", epsilon=arm.epsilon)
     if regression in arms and arm.family in ("patient", "none"):
-        against.append(("logistic regression", regression))
+        against.append((TITLES["logistic"], regression))
     return against
 
 
