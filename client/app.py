@@ -4,7 +4,8 @@ Every answer is in the site's audit record before it leaves.
 
 Node configuration: ``site`` (folder with site.toml), ``state`` (folder for the site's own files), ``device``
 (auto, cpu, cuda, cuda:1, ...), ``identity`` (file of the key that signs answers; without it they are unsigned),
-``audit-fsync`` (false in simulations alone: they need not survive a power cut). In a simulation that only numbers its
+``audit-fsync`` and ``ledger-create`` (false and true in simulations alone: they need not survive a power cut, and
+their privacy ledger begins by itself). In a simulation that only numbers its
 nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the first two.
 """
 
@@ -21,6 +22,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client.egress import Outgoing
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -56,7 +58,7 @@ def finish(message: Message, context: Context) -> Message:
 
 
 def _answer(
-    message: Message, context: Context, question: Question, answer: Callable[[Site, bytes], bytes]
+    message: Message, context: Context, question: Question, answer: Callable[[Site, bytes], Outgoing]
 ) -> Message:
     # One thread: sums then have one order, and a site's bits do not depend on its number of cores.
     torch.set_num_threads(1)
@@ -68,11 +70,18 @@ def _answer(
         received = record.received(question, None)
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
         received = record.received(question, request)
-        site = Site(folder, state, choose_device(str(context.node_config.get("device", AUTOMATIC))))
+        identity = context.node_config.get("identity")
+        site = Site(
+            folder,
+            state,
+            choose_device(str(context.node_config.get("device", AUTOMATIC))),
+            identity=None if identity is None else Path(str(identity)),
+            creates_ledger=_is_simulated(context),
+        )
         payload = answer(site, request)
         beside = Attachments(audit_head=record.answered(received, payload))
-        if "identity" in context.node_config:
-            key = read_identity_key(Path(str(context.node_config["identity"])))
+        if site.identity is not None:
+            key = read_identity_key(site.identity)
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)
             beside = replace(beside, signature=said.sign(key))
     except Exception as error:
@@ -87,7 +96,7 @@ def _answer(
     return Message(_pack(payload, beside), reply_to=message)
 
 
-def _pack(payload: bytes, beside: Attachments) -> RecordDict:
+def _pack(payload: Outgoing, beside: Attachments) -> RecordDict:
     array = Array.from_numpy_ndarray(np.frombuffer(payload, dtype=np.uint8))
     return RecordDict({"payload": ArrayRecord({"bytes": array}), RECORD: ConfigRecord(dict(beside.to_values()))})
 
@@ -100,6 +109,11 @@ def _folders(context: Context) -> tuple[Path, Path]:
     folders = sorted(file.parent for file in Path(str(run["study-folder"])).glob("*/site.toml"))
     folder = folders[int(node["partition-id"])]
     return folder, Path(str(run["run-folder"])) / "sites" / folder.name
+
+
+def _is_simulated(context: Context) -> bool:
+    """Whether this node is one of a simulation, whose privacy ledger begins by itself."""
+    return bool(context.node_config.get("ledger-create", "site" not in context.node_config))
 
 
 def _log(context: Context, error_id: str, error: Exception) -> None:

@@ -16,7 +16,7 @@ from client.coverage import announced_combinations, observed_patients
 from client.entries import SiteManifest
 from client.manifest import Manifest
 from client.site_data import SiteData
-from flexmoe_core.messages import FinishReply, FinishRequest, HandshakeReply, Terms, TrainReply, TrainRequest, encode
+from flexmoe_core.messages import FinishReply, HandshakeReply, Terms, TrainReply, TrainRequest, encode
 from flexmoe_core.naming import with_prefix
 from flexmoe_core.privacy.noised_update import NoisedUpdate
 from flexmoe_core.privacy.released_scores import ReleasedScores

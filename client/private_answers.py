@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 
@@ -14,35 +11,24 @@ from client.entries import SiteManifest
 from client.manifest import Manifest
 from client.open_answers import bundle_facts
 from client.prediction import Predictor, label_prior
+from client.protection import Protection
 from client.site_data import SiteData
 from client.site_model import Arrays, local_values, site_model
 from client.state import RunState
 from flexmoe_core.curriculum import is_specialized
 from flexmoe_core.messages import FinishRequest, TrainRequest
 from flexmoe_core.privacy.calibration import mechanism_for, release_event
-from flexmoe_core.privacy.events import PrivacyEvent
+from flexmoe_core.privacy.events import PatientMechanism
 from flexmoe_core.privacy.noised_update import noised_update
 from flexmoe_core.privacy.public_facts import DeclaredFacts
 from flexmoe_core.privacy.released_scores import release_scores
-from flexmoe_core.privacy.secret_source import SecretSource
-from flexmoe_core.privacy.settings import PatientPrivacy
+from flexmoe_core.signatures import digest_of
 from flexmoe_core.site_effect import SiteEffect
 
 TRAINING_SPLITS = ("train",)
 FINAL_SPLITS = ("train", "validation", "test")
 RELEASED_SPLITS = ("validation", "test")
-
-Charge = Callable[[PrivacyEvent], None]
-"""Writes a cost into the site's ledger before it arises; raises an error that ends the answer where it may not."""
-
-
-@dataclass(frozen=True)
-class Protection:
-    """What a private answer needs beside the data: the settings, secret randomness, and the site's ledger."""
-
-    settings: PatientPrivacy
-    source: SecretSource
-    charge: Charge
+MECHANISM_FILE = "mechanism.json"
 
 
 def announce(declared: SiteManifest[Manifest]) -> Outgoing:
@@ -61,9 +47,7 @@ def train(
     """Train a round by DP-SGD, which is in the ledger before it begins, and answer the noised update."""
     terms, settings = request.terms, protection.settings
     model = site_model(terms, request.table, data, state, memory.local_before(request.round), device)
-    mechanism = mechanism_for(
-        settings, terms.method.training, terms.rounds, data.public.patients, request.least_noise
-    )
+    mechanism = _mechanism(data, request, memory)
     clip = memory.clip_before(request.round)
     if clip is not None and settings.quantile:
         mechanism = mechanism.model_copy(update={"clip": clip})
@@ -117,6 +101,21 @@ def finish(
         if split in RELEASED_SPLITS
     }
     return answer_released_finish(data.name, released)
+
+
+def _mechanism(data: SiteData, request: TrainRequest, memory: RunState) -> PatientMechanism:
+    """The mechanism of all rounds of the run, which takes seconds to compute."""
+    terms = request.terms
+    assert terms.privacy.patient is not None
+    about = digest_of(f"{terms.model_dump_json()} {data.public.patients} {request.least_noise}".encode())
+    known = memory.recall(MECHANISM_FILE, about)
+    if known is not None:
+        return PatientMechanism.model_validate_json(known)
+    mechanism = mechanism_for(
+        terms.privacy.patient, terms.method.training, terms.rounds, data.public.patients, request.least_noise
+    )
+    memory.note(MECHANISM_FILE, about, mechanism.model_dump_json())
+    return mechanism
 
 
 def declared_facts(data: SiteData) -> DeclaredFacts:

@@ -17,7 +17,7 @@ from client.cache import load_site
 from client.egress import Outgoing, answer_again
 from client.entries import read_site_manifest
 from client.manifest import read_manifest
-from client.private_answers import Protection
+from client.protection import LedgerPlace, Protection
 from client.site_data import SiteData
 from client.state import RunState
 from flexmoe_core.messages import FinishRequest, HandshakeRequest, Terms, TrainRequest, decode
@@ -28,12 +28,15 @@ from flexmoe_core.privacy.secret_source import OperatingSystemSource, SecretSour
 class Site:
     """One hospital: the folder with its site.toml, the folder for its state, and the device it computes on.
 
-    ``source`` gives its secret randomness.
+    ``source`` gives its secret randomness, ``identity`` is the file of the key that signs what it writes down, and
+    with ``creates_ledger`` (in simulations alone) its privacy ledger begins by itself.
     """
 
     folder: Path
     state: Path
     device: torch.device
+    identity: Path | None = None
+    creates_ledger: bool = False
     source: Callable[[], SecretSource] = OperatingSystemSource
 
     @property
@@ -55,7 +58,7 @@ class Site:
         known = memory.answer_to(request_bytes)
         if known is not None:
             return answer_again(known)
-        protection = self._protection(request)
+        protection = self._protection(request, request_bytes)
         if protection is None:
             data = self._read(request.terms, open_answers.TRAINING_SPLITS)
             answer = open_answers.train(data, request, state, memory, self.device)
@@ -72,7 +75,7 @@ class Site:
         known = memory.answer_to(request_bytes)
         if known is not None:
             return answer_again(known)
-        protection = self._protection(request)
+        protection = self._protection(request, request_bytes)
         if protection is None:
             data = self._read(request.terms, open_answers.FINAL_SPLITS)
             answer = open_answers.finish(data, request, state, memory, self.device)
@@ -82,11 +85,9 @@ class Site:
         memory.store_answer(request_bytes, answer)
         return answer
 
-    def _protection(self, request: TrainRequest | FinishRequest) -> Protection | None:
-        settings = request.terms.privacy.patient
-        if settings is None:
-            return None
-        raise NotImplementedError
+    def _protection(self, request: TrainRequest | FinishRequest, request_bytes: bytes) -> Protection | None:
+        ledger = LedgerPlace(self.state, self.identity, self.creates_ledger)
+        return Protection.of(request, request_bytes, ledger, self.source())
 
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
         fitting = terms.privacy.patient is None

@@ -161,5 +161,15 @@ def paper() -> MethodSettings:
     )
 
 
+def private() -> MethodSettings:
+    """For patient-level privacy: few parameters, and nothing that a guarantee does not allow."""
+    return MethodSettings(
+        model=ModelSettings(width=16, expert_width=16, experts=4, dropout=0.0),
+        losses=LossSettings(balance=0.0, rehearsal=0.0),
+        training=TrainingSettings(weight_decay=0.1, bank_decay=0.1),
+        site=SiteSettings(intercept=0.0, regression=()),
+    )
+
+
 DEFAULT_PRESET = "small"
-PRESETS = {"small": small, "medium": medium, "paper": paper}
+PRESETS = {"small": small, "medium": medium, "paper": paper, "private": private}

@@ -68,7 +68,13 @@ def simulate(
     nodes = [
         Node(
             name,
-            {"site": str(folder), "state": str(site_state(run_folder, name)), "device": device, "audit-fsync": False},
+            {
+                "site": str(folder),
+                "state": str(site_state(run_folder, name)),
+                "device": device,
+                "audit-fsync": False,
+                "ledger-create": True,
+            },
         )
         for name, folder in folders.items()
     ]

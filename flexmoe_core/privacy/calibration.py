@@ -18,7 +18,7 @@ def mechanism_for(
     """
     rate, steps = public_schedule(declared_patients, training.batch_size, training.epochs)
     released = release_event(privacy)
-    others = [] if released is None else [released.model_copy(update={"steps": 1 + min(privacy.spare_rounds, 1)})]
+    others = [] if released is None else [released.model_copy(update={"steps": _releases(privacy)})]
     total = steps * (rounds + privacy.spare_rounds)
     needed = noise_multiplier_for(privacy.epsilon, privacy.delta, rate, total, others)
     return PatientMechanism(
@@ -32,4 +32,12 @@ def mechanism_for(
 
 def release_event(privacy: PatientPrivacy) -> Gaussian | None:
     """What the one release of metrics at the finish costs; None where none are released."""
-    return Gaussian(noise_multiplier=privacy.release_noise) if privacy.release_noise else None
+    if not privacy.release_share:
+        return None
+    own = privacy.release_share * privacy.epsilon
+    return Gaussian(noise_multiplier=noise_multiplier_for(own, privacy.delta, 1.0, _releases(privacy)))
+
+
+def _releases(privacy: PatientPrivacy) -> int:
+    """How often metrics may be released: once more where anything may be computed again."""
+    return 1 + min(privacy.spare_rounds, 1)

@@ -51,7 +51,8 @@ class ReleasedScores:
         least = max(MINIMUM_CLASS_COUNT, 2 * self.deviation * BINS**0.5)
         if (self.histogram_H2G.sum(axis=-1) < least).any():
             return None
-        return float(np.mean(auroc_of_counts(self.histogram_H2G.clip(min=0.0))))
+        # Noised counts below zero stay: to cut them off would pull every estimate towards one half.
+        return float(np.clip(np.mean(auroc_of_counts(self.histogram_H2G)), 0.0, 1.0))
 
     def __add__(self, other: ReleasedScores) -> ReleasedScores:
         return ReleasedScores(
@@ -87,10 +88,8 @@ def sensitivity(classes: int) -> float:
     return math.sqrt(histograms(classes) + 1)
 
 
-def release_scores(
-    probabilities_BY: np.ndarray, labels_B: np.ndarray, noise_multiplier: float, source: SecretSource
-) -> ReleasedScores:
-    """The noised counts of some patients, B = 0 included."""
+def count_scores(probabilities_BY: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+    """Exact counts, flat: the histograms, then wrong and right. One patient adds ``sensitivity`` in L2 norm."""
     classes = probabilities_BY.shape[1]
     chosen_H = [1] if classes == 2 else list(range(classes))
     edges = np.arange(1, BINS) / BINS
@@ -99,7 +98,15 @@ def release_scores(
         bins_B = np.searchsorted(edges, probabilities_BY[:, k], side="right")
         np.add.at(histogram_H2G[place], ((labels_B == k).astype(int), bins_B), 1.0)
     correct_2 = np.bincount((predicted_classes(probabilities_BY) == labels_B).astype(int), minlength=2)
-    counts = torch.from_numpy(np.concatenate([histogram_H2G.ravel(), correct_2]))
+    return np.concatenate([histogram_H2G.ravel(), correct_2.astype(np.float64)])
+
+
+def release_scores(
+    probabilities_BY: np.ndarray, labels_B: np.ndarray, noise_multiplier: float, source: SecretSource
+) -> ReleasedScores:
+    """The noised counts of some patients, B = 0 included."""
+    classes = probabilities_BY.shape[1]
     deviation = noise_multiplier * sensitivity(classes)
+    counts = torch.from_numpy(count_scores(probabilities_BY, labels_B))
     noisy = noised(source, counts, deviation).numpy()
-    return ReleasedScores(noisy[:-2].reshape(histogram_H2G.shape), noisy[-2:].copy(), deviation)
+    return ReleasedScores(noisy[:-2].reshape(histograms(classes), 2, BINS), noisy[-2:].copy(), deviation)

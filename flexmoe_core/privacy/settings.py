@@ -31,8 +31,8 @@ class PatientPrivacy(FrozenModel):
         default="site", description="site: as much as each site's own size needs; uniform: what the smallest needs"
     )
     spare_rounds: int = Field(default=2, ge=0, description="rounds that may be computed again within the guarantee")
-    release_noise: float = Field(
-        default=4.0, ge=0, allow_inf_nan=False, description="noise multiplier of the final metrics; 0: none released"
+    release_share: float = Field(
+        default=0.2, ge=0, lt=1, description="of epsilon that the final metrics alone would cost; 0: none released"
     )
 
 

@@ -11,7 +11,7 @@ import torch
 
 from client.bundle import Bundle, BundleFacts, bundle_digest, read_bundle, write_bundle
 from client.prediction import predict_cohort
-from client.site import site_inputs
+from client.site_model import site_inputs
 from flexmoe_core.checkpoint import read_checkpoint, write_checkpoint
 from flexmoe_core.errors import CheckpointError
 from flexmoe_core.model import build_model

@@ -10,7 +10,7 @@ from client.bundle import BundleFacts
 from client.modality_entry import OTHER_SCALE
 from client.new_patients import NewPatients, read_folder
 from client.patients import SPLITS
-from client.site import site_inputs
+from client.site_model import site_inputs
 from flexmoe_core.cohort import UNKNOWN_LABEL
 from flexmoe_core.errors import InputError, Problem
 from tests.client import test_embedding, test_sequence, test_volume

@@ -6,6 +6,7 @@ equal declarations must send the same bytes, in every answer, and fail in the sa
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,14 +14,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tomli_w
 import torch
 from flwr.app import Context, Message, RecordDict
 
 from client import app as client_app
 from client.site import Site
-from flexmoe_core import audit
+from flexmoe_core.audit import AuditLog
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.messages import FinishRequest, HandshakeRequest, Terms, TrainRequest, encode
+from flexmoe_core.privacy import released_scores
+from flexmoe_core.privacy.engine import PatientEngine
+from flexmoe_core.privacy.released_scores import count_scores
 from flexmoe_core.privacy.settings import PatientPrivacy, PrivacySettings
 from flexmoe_core.study import load_study
 from server.federation import initial_model
@@ -31,7 +36,7 @@ from tests.simulations.federations import tiny_settings
 
 RUN = "fedcba9876543210" * 2
 ROUNDS = 3
-DECLARED = "[public]\npatients = 60\nfull_modality = true\n"
+DECLARED = {"patients": 60, "full_modality": True}
 
 
 def hospital(folder: Path, patients: int, missing: float, seed: int) -> Path:
@@ -39,18 +44,16 @@ def hospital(folder: Path, patients: int, missing: float, seed: int) -> Path:
     prepare_synthetic(
         folder, sites=1, modalities=3, patients_per_site=patients, classes=2, missing=missing, seed=seed
     )
-    site = folder / "site_1" if (folder / "site_1").is_dir() else next(folder.glob("*/site.toml")).parent
-    manifest = (site / "site.toml").read_text()
-    start = manifest.index("[public]")
-    end = manifest.index("\n[", start) + 1
-    (site / "site.toml").write_text(manifest[:start] + DECLARED + manifest[end:])
+    site = next(folder.glob("*/site.toml")).parent
+    manifest = tomllib.loads((site / "site.toml").read_text()) | {"public": DECLARED}
+    (site / "site.toml").write_text(tomli_w.dumps(manifest))
     return site
 
 
-def requests(study_file: Path) -> Iterator[tuple[str, bytes]]:
+def requests(study_file: Path, release_share: float) -> Iterator[tuple[str, bytes]]:
     """A whole run's questions, a repeated one and some that must fail."""
     study, method = load_study(study_file), tiny_settings(*PRIVATE).method
-    privacy = PrivacySettings(patient=PatientPrivacy(epsilon=3.0))
+    privacy = PrivacySettings(patient=PatientPrivacy(epsilon=3.0, release_share=release_share))
     terms = Terms(run=RUN, seed=0, study=study, method=method, min_cell=1, rounds=ROUNDS, privacy=privacy)
     table = CombinationTable.build(len(study.modalities), method.model.experts, {}, 1, [study.full_mask])
     state = {name: value.detach().numpy() for name, value in initial_model(terms, table).named_parameters()}
@@ -67,12 +70,12 @@ def requests(study_file: Path) -> Iterator[tuple[str, bytes]]:
 PRIVATE = ("method.losses.balance=0", "method.site.intercept=0", "method.site.regression=[]")
 
 
-def traffic(site: Path, state: Path) -> list[bytes | str]:
+def traffic(site: Path, state: Path, release_share: float) -> list[bytes | str]:
     """Everything that leaves: payloads with what stands beside them, and the words of failures."""
     node: dict[str, Any] = {"site": str(site), "state": str(state), "device": "cpu", "ledger-create": True}
     context = Context(run_id=1, node_id=1000, node_config=node, state=RecordDict(), run_config={})
     sent: list[bytes | str] = []
-    for question, payload in requests(site.parent / "study.toml"):
+    for question, payload in requests(site.parent / "study.toml", release_share):
         try:
             sent.append(_bytes_of(client_app.app(asked(payload, question), context)))
         except client_app.SiteFailure as failure:
@@ -88,17 +91,50 @@ def _bytes_of(message: Message) -> bytes:
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Known noise, gradients of zero, and a clock and error ids that stand still."""
-    from flexmoe_core.privacy import training
+    """Known noise, gradients and counts of zero, and a clock and error ids that stand still."""
 
-    monkeypatch.setattr(Site.__init__, "__defaults__", (KnownSource,))
-    monkeypatch.setattr(training, "clipped_sum", _no_gradient(training.clipped_sum))
-    monkeypatch.setattr(audit, "utc_now", lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    def no_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
+        return self.flat({})
+
+    def no_counts(probabilities_BY: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
+        return np.zeros_like(count_scores(probabilities_BY, labels_B))
+
+    monkeypatch.setattr(Site.__init__, "__defaults__", (None, False, KnownSource))
+    monkeypatch.setattr(PatientEngine, "weighted_sum", no_gradient)
+    monkeypatch.setattr(released_scores, "count_scores", no_counts)
+    monkeypatch.setattr(AuditLog.__init__, "__defaults__", (lambda: datetime(2026, 1, 1, tzinfo=UTC), True))
     monkeypatch.setattr(client_app.secrets, "token_hex", lambda size: "0" * 2 * size)
 
 
-def _no_gradient(real: Any) -> Any:
-    def zero(*arguments: Any, **options: Any) -> Any:
-        return {name: torch.zeros_like(value) for name, value in real(*arguments, **options).items()}
+@pytest.mark.usefixtures("known")
+@pytest.mark.parametrize("release_share", [0.0, 0.2])
+def test_hospitals_of_different_patients_and_equal_declarations_send_the_same_bytes(
+    tmp_path: Path, release_share: float
+) -> None:
+    many = hospital(tmp_path / "many", patients=90, missing=0.1, seed=1)
+    few = hospital(tmp_path / "few", patients=25, missing=0.5, seed=2)
+    first, second = (traffic(site, site.parent / "state", release_share) for site in (many, few))
+    assert len(first) == 1 + 2 * ROUNDS + 2 + 1
+    assert sum(isinstance(one, str) for one in first) == 2
+    assert first == second
 
-    return zero
+
+@pytest.mark.usefixtures("known")
+def test_one_number_of_one_patient_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = hospital(tmp_path / "site", patients=40, missing=0.1, seed=1)
+    silent = traffic(site, tmp_path / "silent", 0.0)
+
+    def one_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
+        gradient = self.flat({})
+        gradient[0] = 1.0
+        return gradient
+
+    monkeypatch.setattr(PatientEngine, "weighted_sum", one_gradient)
+    assert traffic(site, tmp_path / "loud", 0.0) != silent
+
+
+def test_with_randomness_that_is_secret_no_two_answers_are_the_same(tmp_path: Path) -> None:
+    site = hospital(tmp_path / "site", patients=40, missing=0.1, seed=1)
+    first, second = (traffic(site, tmp_path / state, 0.2) for state in ("first", "second"))
+    rounds = slice(1, 1 + 2 * ROUNDS)
+    assert not set(first[rounds]) & set(second[rounds])

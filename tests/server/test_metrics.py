@@ -96,7 +96,7 @@ def test_metrics_are_json_and_count_time_and_bytes_of_earlier_parts_of_a_run() -
         {"seconds": 4.0, "bytes_up": 10, "bytes_down": 20, "training_seconds": {"north": 1.0, "south": 2.0}},
         {"seconds": 5.0, "bytes_up": 1, "bytes_down": 2, "training_seconds": {}},
     ]
-    metrics = metrics_of(finished(north=finish_reply("north")), 3, TERMS, rows, total_seconds=6.0)
+    metrics = metrics_of(finished(north=finish_reply("north")), 3, TERMS, rows, total_seconds=6.0, privacy={})
     assert metrics["bytes"] == {"up": 11, "down": 22}
     assert metrics["seconds"] == {"total": 9.0, "training": 3.0}
     assert metrics["seed"] == 3

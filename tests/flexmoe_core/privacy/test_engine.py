@@ -5,17 +5,15 @@ Shapes: B patients, V trainable values of a model.
 
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from flexmoe_core.privacy.engine import PatientEngine, norms
-from flexmoe_core.settings import MethodSettings, ModelSettings
+from flexmoe_core.privacy.engine import PatientEngine
+from flexmoe_core.settings import MethodSettings
 from tests.flexmoe_core.cohorts import table_of, tiny
 from tests.flexmoe_core.privacy.patients import (
-    FixedChance,
     batch_of,
     by_brute_force,
     by_the_engine,
@@ -58,9 +56,7 @@ def check(
     numbers = list(range(len(masks)))
     found_BV, squared_B = by_the_engine(engine, batch, numbers)
     for number, (found_V, squared) in enumerate(zip(found_BV, squared_B, strict=True)):
-        expected_V = by_brute_force(
-            model, batch.select(torch.tensor([number])), table, method, specialize, number
-        )
+        expected_V = by_brute_force(model, batch.select(torch.tensor([number])), table, method, specialize, number)
         norm = float(expected_V.norm())
         assert float((found_V - expected_V).norm()) <= TOLERANCE * norm, worst(engine, found_V - expected_V)
         assert abs(float(squared.sqrt()) - norm) <= TOLERANCE * norm

@@ -40,7 +40,7 @@ def test_two_sources_and_two_draws_differ() -> None:
 def test_no_seed_of_torch_or_numpy_reaches_the_noise() -> None:
     def draw() -> list[float]:
         torch.manual_seed(0)
-        np.random.seed(0)
+        np.random.seed(0)  # noqa: NPY002
         return noised(OperatingSystemSource(), torch.zeros(5), 1.0).tolist()
 
     assert draw() != draw()

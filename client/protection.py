@@ -1,0 +1,62 @@
+"""What stands between a private answer and the patients: secret randomness, and a ledger that is charged first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from client.ledger import Caps, ChargePlace
+from client.ledger_start import node_ledger
+from flexmoe_core.messages import FinishRequest, TrainRequest
+from flexmoe_core.privacy.events import PrivacyEvent, Unprotected
+from flexmoe_core.privacy.secret_source import SecretSource
+from flexmoe_core.privacy.settings import PatientPrivacy
+from flexmoe_core.signatures import digest_of
+
+
+@dataclass(frozen=True)
+class LedgerPlace:
+    """Where a node's ledger is, the file of the key that signs it, and whether a simulation may begin one."""
+
+    state: Path
+    identity: Path | None = None
+    create: bool = False
+
+
+@dataclass(frozen=True)
+class Protection:
+    """Patient-level privacy for the answer to one request."""
+
+    settings: PatientPrivacy
+    source: SecretSource
+    ledger: LedgerPlace
+    place: ChargePlace
+
+    @classmethod
+    def of(
+        cls, request: TrainRequest | FinishRequest, request_bytes: bytes, ledger: LedgerPlace, source: SecretSource
+    ) -> Protection | None:
+        """What the request's terms ask for; None without patient-level privacy."""
+        terms = request.terms
+        if terms.privacy.patient is None:
+            return None
+        training = isinstance(request, TrainRequest)
+        place = ChargePlace(
+            study=terms.study.name,
+            run=terms.run,
+            question="train" if training else "finish",
+            round=request.round,
+            attempt=request.attempt if isinstance(request, TrainRequest) else 1,
+            request=digest_of(request_bytes),
+        )
+        return cls(terms.privacy.patient, source, ledger, place)
+
+    def charge(self, event: PrivacyEvent) -> None:
+        """Write a cost into the ledger before it arises.
+
+        Raises BudgetExceeded where it may not arise, LedgerError where the ledger is not whole.
+        """
+        charged = event if self.source.secret else Unprotected()
+        ledger = node_ledger(self.ledger.state, self.ledger.identity, self.ledger.create)
+        caps = Caps(lifetime=None, study=None, delta=self.settings.delta)
+        ledger.charge(charged, self.place, self.settings.delta, caps)
