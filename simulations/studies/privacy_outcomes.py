@@ -67,7 +67,7 @@ def federated(hospitals: Hospitals, folder: Path, run_folder: Path, settings: Ru
     seconds, sites = time.monotonic() - started, hospitals.sites
     released = ReleasedModel.of_run(store)
     logits = {name: released.logits(data) for name, data in sites.items()}
-    spent = spent_by(store)
+    spent = spent_by(store, sites)
     up, down = _bytes(store, len(sites))
     return Outcome(
         predictions={name: bundle_predictions(site_bundle(store, name), data) for name, data in sites.items()},

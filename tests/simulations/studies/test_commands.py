@@ -3,7 +3,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner, Result
+from click.testing import Result
+from typer.testing import CliRunner
 
 from flexmoe_core.errors import InputError, Problem, RunFailed
 from simulations.results import RESULTS, read_lines
