@@ -6,7 +6,9 @@ Neighbors differ by one patient, added or removed. Epsilons are never added up.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+
+from scipy.optimize import brentq
 
 from flexmoe_core.errors import FlexMoeError
 from flexmoe_core.privacy.events import Gaussian, PrivacyEvent, SampledGaussian, Unprotected
@@ -14,6 +16,8 @@ from flexmoe_core.privacy.privacy_loss import Mechanism, epsilon_at
 
 SMALLEST_DELTA = 1e-9
 """Below it the rounding errors of float64 count."""
+SMALLEST_EPSILON, LARGEST_EPSILON = 1e-12, 1e12
+"""Between which an epsilon has a logarithm to search with."""
 LEAST_NOISE, MOST_NOISE = -2, 6
 """Powers of ten between which noise is looked for."""
 
@@ -54,29 +58,50 @@ def noise_multiplier_for(
 
     Raises NoSuchNoise where even the most noise would not, as when the others have used it up.
     """
-    low, high = 9000 * LEAST_NOISE, 9000 * MOST_NOISE
-    if not _keeps(_grid(high), epsilon, delta, sampling_rate, steps, others):
+
+    def excess(log_noise: float) -> float:
+        """How many times too large epsilon is, as a logarithm: it falls with the noise, nearly in a straight line."""
+        event = SampledGaussian(sampling_rate=sampling_rate, noise_multiplier=math.exp(log_noise), steps=steps)
+        found = epsilon_of([event, *others], delta)
+        return math.log(min(max(found, SMALLEST_EPSILON), LARGEST_EPSILON) / epsilon)
+
+    def keeps(place: int) -> bool:
+        return excess(math.log(_grid(place))) <= 0
+
+    if not keeps(9000 * MOST_NOISE):
         raise NoSuchNoise(
             f"no noise keeps epsilon {epsilon:g} at delta {delta:g} over {steps} steps and {len(others)} other "
             "releases. Raise epsilon, or release less."
         )
-    while low < high:
-        middle = (low + high) // 2
-        if _keeps(_grid(middle), epsilon, delta, sampling_rate, steps, others):
-            high = middle
-        else:
-            low = middle + 1
-    return _grid(high)
+    low, high = _bracket(excess, math.log(sampling_rate * math.sqrt(steps) / epsilon))
+    place = _place(math.exp(brentq(excess, low, high, xtol=1e-5) if low < high else low))
+    while not keeps(place):
+        place += 1
+    while place > 9000 * LEAST_NOISE and keeps(place - 1):
+        place -= 1
+    return _grid(place)
 
 
-def _keeps(
-    noise: float, epsilon: float, delta: float, sampling_rate: float, steps: int, others: Sequence[PrivacyEvent]
-) -> bool:
-    event = SampledGaussian(sampling_rate=sampling_rate, noise_multiplier=noise, steps=steps)
-    return epsilon_of([event, *others], delta) <= epsilon
+def _bracket(excess: Callable[[float], float], guess: float) -> tuple[float, float]:
+    """Logarithms of a noise that is too little and of one that is enough, from a guess on; equal at the least noise."""
+    least, most = math.log(10.0) * LEAST_NOISE, math.log(10.0) * MOST_NOISE
+    low, high = (min(max(guess, least), most),) * 2
+    while excess(high) > 0 and high < most:
+        low, high = high, min(high + math.log(2.0), most)
+    while low >= high and low > least:
+        low = max(low - math.log(2.0), least)
+        if excess(low) <= 0:
+            high = low
+    return low, high
 
 
 def _grid(place: int) -> float:
     """Numbers of four digits in order: 1.000 at 0, 10.00 at 9000."""
     power, digits = divmod(place, 9000)
     return float(f"{1000 + digits}e{power - 3}")
+
+
+def _place(noise: float) -> int:
+    """The place of the largest such number that is not above the noise."""
+    power = math.floor(math.log10(noise))
+    return 9000 * power + min(max(math.floor(noise * 10.0 ** (3 - power)) - 1000, 0), 8999)
