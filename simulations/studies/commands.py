@@ -27,7 +27,7 @@ ALL = f"{HEART},{DIGITS}"
 VALIDATION = 0.15
 EPSILONS, QUICK_EPSILONS = "1,3,8", "1,8"
 SEEDS, QUICK_SEEDS = "0-4", "0-1"
-QUICK = ("federation.rounds=6", "method.curriculum.generalize_rounds=1")
+QUICK = ("federation.rounds=12", "method.curriculum.generalize_rounds=1")
 
 study = typer.Typer(no_args_is_help=True, help="What a choice costs and what it buys, over data sets and seeds.")
 
@@ -41,7 +41,7 @@ def _group() -> None:
 def privacy(
     out: Out,
     quick: Annotated[
-        bool, typer.Option("--quick", help="UCI heart, two seeds, two epsilons, six rounds: to see that it works.")
+        bool, typer.Option("--quick", help="UCI heart, two seeds, two epsilons, twelve rounds: to see that it works.")
     ] = False,
     data: Annotated[
         str | None, typer.Option(metavar="NAMES", help=f"Some of {ALL}.", show_default=f"all; {HEART} if quick")

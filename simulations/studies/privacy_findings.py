@@ -12,6 +12,9 @@ from simulations.seed_intervals import seed_interval
 from simulations.studies.privacy_arms import Arm
 from simulations.studies.privacy_jobs import JobResult
 
+FEWEST_SEEDS = 3
+"""Of two, an interval would say that nothing is known: it is six times as wide as the difference between them."""
+
 Measure = Callable[[JobResult], float | None]
 
 
@@ -42,7 +45,7 @@ class Findings:
         return {result.job.seed: result for result in self.results if result.job.arm == arm}
 
     def estimate(self, arm: Arm, measure: Measure) -> Estimate:
-        """Mean over seeds with its 95% interval: none of a single seed, no value where it is undefined."""
+        """Mean over seeds with its 95% interval, if they are enough; no value where it is undefined."""
         return self._mean([measure(result) for result in self.of(arm).values()], measure)
 
     def difference(self, arm: Arm, other: Arm, measure: Measure) -> Estimate:
@@ -57,6 +60,8 @@ class Findings:
             return Estimate(None)
         redrawn = self._validation if measure in ATTACKS else self.data.redrawn
         interval = seed_interval(defined, redrawn=redrawn)
+        if interval.count < FEWEST_SEEDS:
+            return Estimate(interval.mean)
         return Estimate(interval.mean, interval.low, interval.high)
 
     @property

@@ -31,8 +31,8 @@ def _utility(findings: Findings) -> AuditTable:
         (*_names(arm), *(findings.estimate(arm, measure) for _, measure in UTILITY)) for arm in findings.arms
     ]
     note = (
-        "Mean over seeds [95% interval]. AUROC and accuracy: test patients of all hospitals together. Worst: of the "
-        "hospital with the lowest, for AUROC among those with 10 test patients of each class."
+        "Mean over seeds [95% interval, of at least three]. AUROC and accuracy: test patients of all hospitals "
+        "together. Worst: of the hospital with the lowest, for AUROC among those with 10 test patients of each class."
     )
     return _table(findings, "utility", "Utility", (*NAMES, *(title for title, _ in UTILITY)), rows, note)
 

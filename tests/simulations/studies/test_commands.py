@@ -43,7 +43,7 @@ def test_quick_is_two_seeds_of_uci_heart_and_is_not_done_twice(done: list[Job], 
     assert jobs == done
     assert {(job.data.dataset, job.seed) for job in jobs} == {("uci-heart", 0), ("uci-heart", 1)}
     assert [job.arm for job in jobs if job.seed == 0] == arms_of([1.0, 8.0])
-    assert "2 seeds, 6 rounds" in (tmp_path / "privacy.md").read_text()
+    assert "2 seeds, 12 rounds" in (tmp_path / "privacy.md").read_text()
 
 
 def test_options_stand_above_what_is_quick(done: list[Job], tmp_path: Path) -> None:

@@ -53,5 +53,5 @@ def test_intervals_allow_for_patients_that_seeds_share() -> None:
     plain = student_quantile(0.975, 2) * 0.01 / 3**0.5
     assert half(heart, of.auroc) == pytest.approx(plain, rel=1e-4)
     assert half(digits, of.auroc) == pytest.approx(plain * (1 + 3 * 0.34 / 0.66) ** 0.5, rel=1e-4)
-    one_seed = findings_of(made_up_results(seeds=(0,)), arms_of([1.0, 8.0]))[0].estimate(NONE, of.auroc)
-    assert (one_seed.low, one_seed.high) == (None, None)
+    two_seeds = findings_of(made_up_results(seeds=(0, 1)), arms_of([1.0, 8.0]))[0].estimate(NONE, of.auroc)
+    assert (two_seeds.low, two_seeds.high) == (None, None)
