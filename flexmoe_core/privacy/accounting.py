@@ -83,8 +83,8 @@ def noise_multiplier_for(
 
 
 def _bracket(excess: Callable[[float], float], guess: float) -> tuple[float, float]:
-    """Logarithms of a noise that is too little and of one that is enough, from a guess on; equal at the least noise."""
-    least, most = math.log(10.0) * LEAST_NOISE, math.log(10.0) * MOST_NOISE
+    """Logarithms of a noise that is too little and of one that is enough; equal where the least noise is enough."""
+    least, most = (math.log(10.0) * power for power in (LEAST_NOISE, MOST_NOISE))
     low, high = (min(max(guess, least), most),) * 2
     while excess(high) > 0 and high < most:
         low, high = high, min(high + math.log(2.0), most)

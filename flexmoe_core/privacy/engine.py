@@ -25,7 +25,7 @@ from flexmoe_core.rehearsal import CHANCE, hide_by_lots
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.steps import Lesson
 
-MOST_AT_ONCE = 64
+MOST_AT_ONCE = 128
 """Patients whose gradients are made at once, whatever the size of the batch: memory follows it."""
 
 
@@ -77,10 +77,9 @@ class PatientEngine:
 
     def clipped_sum(self, batch: Batch, clip: float, chance_of: ChanceOf) -> ClippedSum:
         """The batch's sum, in parts, which do not change it; zeros for an empty one."""
-        size = min(-(-len(batch) // self.settings.training.accumulation), MOST_AT_ONCE)
-        zero_V = torch.cat([value.detach().new_zeros(value.numel()) for value in self.trained.values()])
-        found = ClippedSum(zero_V, 0.0)
-        for index_S in torch.arange(len(batch), device=batch.cohort.labels_B.device).split(max(size, 1)):
+        parts = max(self.settings.training.accumulation, -(-len(batch) // MOST_AT_ONCE))
+        found = ClippedSum(self.flat({}), 0.0)
+        for index_S in torch.arange(len(batch), device=batch.cohort.labels_B.device).chunk(parts):
             if len(index_S):
                 part = self._clipped_part(batch.select(index_S), index_S, clip, chance_of)
                 found = ClippedSum(found.total_V + part.total_V, found.below + part.below)
@@ -88,12 +87,19 @@ class PatientEngine:
 
     def _clipped_part(self, part: Batch, index_S: Tensor, clip: float, chance_of: ChanceOf) -> ClippedSum:
         gradients = self.gradients(part, chance_of(index_S))
-        norms_S = norms(gradients, len(part))
+        norms_S = self.norms(gradients, len(part))
         if not norms_S.isfinite().all():
             # A patient whose gradient overflows counts as zero, and changes nothing of the others'.
             gradients = [one.without_overflow() for one in gradients]
         below = float((norms_S <= clip).sum()) - 0.5 * len(part)
         return ClippedSum(self.weighted_sum(gradients, clip_factors(norms_S, clip)), below)
+
+    def norms(self, gradients: list[PatientGradients], patients: int) -> Tensor:
+        """(S,): of each patient's gradient of all parameters together."""
+        squared_S = self.model.position.new_zeros(patients)
+        for one in gradients:
+            squared_S = squared_S + one.squared_norms()
+        return squared_S.sqrt()
 
     def weighted_sum(self, gradients: list[PatientGradients], weight_S: Tensor) -> Tensor:
         """(V,): the sum over patients, each with a weight."""
@@ -116,12 +122,14 @@ class PatientEngine:
         patients = len(batch)
         held = {name: value.detach() for name, value in self.model.named_parameters()}
         copies = {
-            name: value.detach().expand(patients, *value.shape).requires_grad_()
+            name: value.detach().expand(patients, *value.shape).requires_grad_(value.requires_grad)
             for name, value in self.tape.copied.items()
         }
         self.tape.clear()
         with torch.enable_grad():
-            self._objective(self._prepare(batch, chance), chance, held, copies).backward()
+            objective = self._objective(self._prepare(batch, chance), chance, held, copies)
+        if objective.requires_grad:
+            objective.backward()
         found: list[PatientGradients] = []
         if own := {name: copy.grad for name, copy in copies.items() if copy.grad is not None}:
             found.append(Whole(own))
@@ -166,11 +174,6 @@ class PatientEngine:
             rehearsal = cross_entropy(rehearsed.logits_BY, lesson.hidden.labels_B, reduction="sum")
             objective = objective + losses.rehearsal * rehearsal
         return objective
-
-
-def norms(gradients: list[PatientGradients], patients: int) -> Tensor:
-    """(B,): of each patient's gradient of all parameters together."""
-    return torch.stack([one.squared_norms() for one in gradients]).sum(dim=0).sqrt()
 
 
 def clip_factors(norms_B: Tensor, clip: float) -> Tensor:

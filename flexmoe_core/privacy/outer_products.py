@@ -23,7 +23,8 @@ def squared_norms(inputs_GTI: Tensor, gradients_GTO: Tensor, weight: bool, bias:
     """(G,): of sum over T of inputs x gradients, and of the bias' sum, those that count.
 
     Of two ways the one with fewer multiplications. With Gram matrices, terms that cancel leave rounding errors of a
-    size that the result does not show, so a bound of these is added: a norm may come out too large, never too small.
+    size that the result does not show, so a generous estimate of these is added: a norm is rather too large than too
+    small.
     """
     rows, width_in, width_out = inputs_GTI.shape[1], inputs_GTI.shape[2], gradients_GTO.shape[2]
     by_gram = rows * (width_in + width_out) <= width_in * width_out or rows == 1

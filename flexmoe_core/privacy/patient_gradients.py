@@ -20,7 +20,7 @@ from flexmoe_core.experts import prefers_grouped
 from flexmoe_core.privacy.outer_products import squared_norms
 
 SHORTEST = 8
-"""Rows to which the shortest groups are filled up; longer ones to the next power of two."""
+"""Rows to which the shortest groups are filled up; longer ones to the next of lengths that grow by a quarter."""
 
 
 class PatientGradients(ABC):
@@ -140,7 +140,7 @@ class Routed(PatientGradients):
             group_S = ((rows_G > shorter) & (rows_G <= length)).nonzero().squeeze(1)
             if len(group_S):
                 norms_G[group_S] = self._norms_of(first_G[group_S], rows_G[group_S], length)
-            shorter, length = length, 2 * length
+            shorter, length = length, max(length + SHORTEST, length * 5 // 4)
         return norms_G.reshape(self.experts, self.patients).sum(dim=0)
 
     def _norms_of(self, first_S: Tensor, rows_S: Tensor, length: int) -> Tensor:

@@ -44,7 +44,7 @@ class OperatingSystemSource:
 
 def uniform(source: SecretSource, count: int) -> Tensor:
     """Float64 (count,) in (0, 1], multiples of 2**-53."""
-    return ((source.bits(count) >> 11) + 2**52 + 1).double() * UNIT
+    return source.bits(count).bitwise_right_shift_(11).add_(2**52 + 1).double().mul_(UNIT)
 
 
 def standard_normal(source: SecretSource, shape: torch.Size) -> Tensor:
@@ -57,7 +57,10 @@ def standard_normal(source: SecretSource, shape: torch.Size) -> Tensor:
     pairs = -(-count // 2)
     radius = uniform(source, pairs).log_().mul_(-2.0).sqrt_()
     angle = uniform(source, pairs).mul_(2.0 * math.pi)
-    return torch.cat([radius * angle.cos(), radius * angle.sin()])[:count].reshape(shape)
+    both = torch.empty(2, pairs, dtype=torch.float64)
+    torch.cos(angle, out=both[0])
+    torch.sin(angle, out=both[1])
+    return both.mul_(radius).flatten()[:count].reshape(shape)
 
 
 def noised(source: SecretSource, total: Tensor, deviation: float) -> Tensor:
@@ -67,8 +70,8 @@ def noised(source: SecretSource, total: Tensor, deviation: float) -> Tensor:
     point say nothing about it.
     """
     grid = 2.0 ** (math.floor(math.log2(deviation)) - 20)
-    noisy = total.detach().cpu().double() + deviation * standard_normal(source, total.shape)
-    return (noisy / grid).round_().mul_(grid)
+    noisy = standard_normal(source, total.shape).mul_(deviation).add_(total.detach().cpu())
+    return noisy.div_(grid).round_().mul_(grid)
 
 
 def choose_each(source: SecretSource, count: int, chance: float) -> Tensor:

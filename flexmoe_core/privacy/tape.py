@@ -54,12 +54,14 @@ class Tape:
         self._bank_alone = False
         for name, module in model.named_modules():
             own = {f"{name}.{key}".lstrip("."): value for key, value in module.named_parameters(recurse=False)}
-            own = {key: value for key, value in own.items() if value.requires_grad}
-            if own and isinstance(module, RECORDED):
+            if not any(value.requires_grad for value in own.values()):
+                continue
+            if isinstance(module, RECORDED):
                 self.layers[name] = module
-            elif own and isinstance(module, COPIED):
-                self.copied |= own
-            elif own:
+            elif isinstance(module, COPIED):
+                # A router's bias is no matter of gradients.
+                self.copied |= {key: value for key, value in own.items() if not key.endswith("router.bias")}
+            else:
                 raise TypeError(f"no gradients of single patients are known for {', '.join(own)}")
 
     @contextmanager

@@ -54,24 +54,37 @@ def train_round_privately(
     other parameter gets all three. ``quantile`` above 0 adapts the clipping norm, within the mechanism's cost.
     Raises TypeError for a model with parameters of which no gradient of single patients is known.
     """
-    keep_freed_memory()
     everyone = _everyone(cohort, table, plan, taught)
-    clip = AdaptiveClip(mechanism, quantile)
     with _without(model, frozen):
         engine = PatientEngine(model, table, settings, plan.stage is Stage.SPECIALIZE)
-        optimizer = build_optimizer(model, settings.training)
+        steps = PrivateSteps(engine, mechanism, source, quantile)
         with engine.tape.attached():
             for _ in range(mechanism.steps):
                 chosen_B = choose_each(source, len(cohort), mechanism.sampling_rate).to(cohort.labels_B.device)
-                found = engine.clipped_sum(
-                    everyone.select(chosen_B), clip.clip, lambda index_S: SecretChance(source, len(index_S))
-                )
-                noisy_V = noised(source, found.total_V, clip.noise_multiplier * clip.clip)
-                _give(engine.trained, noisy_V / mechanism.expected_batch)
-                optimizer.step()
-                clip.update(found.below, source)
-        optimizer.zero_grad(set_to_none=True)
-    return PrivateResult(clip.clip)
+                steps.take(everyone.select(chosen_B))
+        model.zero_grad(set_to_none=True)
+    return PrivateResult(steps.clip.clip)
+
+
+class PrivateSteps:
+    """Steps of a fresh optimizer by noised sums of clipped gradients, within ``engine.tape.attached()``."""
+
+    def __init__(
+        self, engine: PatientEngine, mechanism: PatientMechanism, source: SecretSource, quantile: float
+    ) -> None:
+        keep_freed_memory()
+        self.engine, self.source, self.expected_batch = engine, source, mechanism.expected_batch
+        self.optimizer = build_optimizer(engine.model, engine.settings.training)
+        self.clip = AdaptiveClip(mechanism, quantile)
+
+    def take(self, batch: Batch) -> None:
+        """One step on a sample of the patients, empty or not."""
+        clip = self.clip
+        found = self.engine.clipped_sum(batch, clip.clip, lambda index_S: SecretChance(self.source, len(index_S)))
+        noisy_V = noised(self.source, found.total_V, clip.noise_multiplier * clip.clip)
+        _give(self.engine.trained, noisy_V / self.expected_batch)
+        self.optimizer.step()
+        clip.update(found.below, self.source)
 
 
 def _everyone(cohort: Cohort, table: CombinationTable, plan: RoundPlan, taught: bool) -> Batch:

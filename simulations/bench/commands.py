@@ -28,6 +28,8 @@ from simulations.bench.modalities import (
     plot,
 )
 from simulations.bench.modalities import FEATURES as MODALITY_FEATURES
+from simulations.bench.private import BATCH as PRIVATE_BATCH
+from simulations.bench.private import PrivateBench, measure_private
 from simulations.bench.steps import BATCHES, StepBench, StepTiming, time_steps
 from simulations.bench.workload import FEATURES
 
@@ -103,6 +105,39 @@ def run_step_bench(
         timings=tuple(timings),
     )
     _write(console, result, json)
+
+
+@bench.command("dp")
+def dp(
+    json: Json = None,
+    threads: Threads = 0,
+    batch: Annotated[int, typer.Option(min=1, help="Patients per step, in both.")] = PRIVATE_BATCH,
+    repetitions: Annotated[int, typer.Option(min=1, help="More are slower and steadier.")] = 15,
+    devices: Annotated[
+        list[str] | None, typer.Option("--device", help="cpu, cuda or cuda:1. Repeatable. [default: all kinds]")
+    ] = None,
+) -> None:
+    """A training step under patient-level privacy against the ordinary one, with the presets `small` and `paper`.
+
+    Private: each patient's gradient clipped, the noise, the optimizer. Four tables of 100 features, float32. Both
+    take turns, and the ratio is the median over turns, so a busy machine slows both. Memory is the peak resident set
+    of a process of each one's own, on a GPU the peak that was allocated there.
+    """
+    _use_threads(threads)
+    names = devices or ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    chosen = [choose_device(name) for name in names]
+    console, machine = Console(), this_machine()
+    with console.status("Timing private steps"):
+        costs = list(measure_private(chosen, batch, repetitions))
+    table = _table(f"Training step at batch {batch}", "preset", "device")
+    for name in ("ordinary", "private", "ratio", "memory", "private memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for one in costs:
+        milliseconds = (f"{one.ordinary_ms:.1f} ms", f"{one.private_ms:.1f} ms", f"[bold]{one.ratio:.2f}[/bold]")
+        memory = (f"{peak / 2**20:.0f} MiB" for peak in (one.ordinary_bytes, one.private_bytes))
+        table.add_row(one.preset, one.device, *milliseconds, *memory)
+    _print(console, table, machine)
+    _write(console, PrivateBench(machine=machine, batch=batch, features=FEATURES, costs=tuple(costs)), json)
 
 
 @bench.command("modalities")

@@ -96,11 +96,11 @@ def measure(modalities: int, combinations: int, bank: Bank, settings: MethodSett
         paper_bank_parameters=paper_bank_parameters(modalities, settings.model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         step_s=median(times),
-        resident_bytes=_peak_resident_bytes(),
+        resident_bytes=peak_resident_bytes(),
     )
 
 
-def _peak_resident_bytes() -> int:
+def peak_resident_bytes() -> int:
     """Of this process so far; the kernel counts in kibibytes, that of macOS in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

@@ -86,7 +86,7 @@ def _time(
     )
     observed = workload.cohort.observed_BM
     work = multiply_adds(settings.model, observed, FEATURES, CLASSES) * batch / len(observed)
-    rows = list(_interleaved(contenders, device, repetitions, steps))
+    rows = list(interleaved(contenders, device, repetitions, steps))
     floors = [product_s * work / product.multiply_adds for _, _, product_s in rows]
     return StepTiming(
         device=device.type,
@@ -101,7 +101,7 @@ def _time(
     )
 
 
-def _interleaved(
+def interleaved(
     contenders: Sequence[Step], device: torch.device, repetitions: int, steps: int
 ) -> Iterator[tuple[float, ...]]:
     """Seconds of each contender, repetition by repetition, so that a busy machine slows all of them."""

@@ -15,6 +15,10 @@ from torch.nn.functional import cross_entropy
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
+from flexmoe_core.privacy.engine import Batch, PatientEngine
+from flexmoe_core.privacy.events import PatientMechanism
+from flexmoe_core.privacy.secret_source import OperatingSystemSource
+from flexmoe_core.privacy.training import PrivateSteps
 from flexmoe_core.randomness import torch_generator
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.steps import Draws, Steps, autocast
@@ -86,6 +90,23 @@ def our_step(workload: Workload, settings: MethodSettings, batch: int) -> Step:
     def step() -> None:
         index_B = next_batch()
         steps.take(workload.cohort.select(index_B), placement.select(index_B), None)
+
+    return step
+
+
+def private_step(workload: Workload, settings: MethodSettings, batch: int) -> Step:
+    """The same under patient-level privacy: real batches of that size, and all else as in a private round."""
+    mechanism = PatientMechanism(
+        sampling_rate=batch / len(workload.cohort), steps=1, clip=1.0, noise_multiplier=1.0, expected_batch=batch
+    )
+    engine = PatientEngine(build_our_model(workload, settings), workload.table, settings, specialize=True)
+    steps = PrivateSteps(engine, mechanism, OperatingSystemSource(), quantile=0.0)
+    everyone = Batch(workload.cohort, workload.table.place(workload.cohort.masks_B), None)
+    next_batch = workload.batches(batch)
+
+    def step() -> None:
+        with engine.tape.attached():
+            steps.take(everyone.select(next_batch()))
 
     return step
 

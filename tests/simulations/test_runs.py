@@ -107,7 +107,7 @@ def test_the_same_request_gets_the_stored_answer(
 
     def asking_twice(site: Site, request: bytes) -> bytes:
         first = train(site, request)
-        monkeypatch.setattr("client.site.train_round", None)  # training again would be an error
+        monkeypatch.setattr("client.open_answers.train_round", None)  # training again would be an error
         answers.append((first, train(site, request)))
         monkeypatch.undo()
         monkeypatch.setattr(Site, "train", asking_twice)

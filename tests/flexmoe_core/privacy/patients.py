@@ -77,10 +77,10 @@ def model_of(
 
 
 def method_of(model: ModelSettings, rehearsal: float = 1.0, **training: object) -> MethodSettings:
-    """Losses that all count; no balance."""
+    """Losses that all count, and one of balance, which must not."""
     return MethodSettings(
         model=model,
-        losses=LossSettings(balance=0.0, specialization=0.7, rehearsal=rehearsal),
+        losses=LossSettings(balance=0.5, specialization=0.7, rehearsal=rehearsal),
         training=TrainingSettings.model_validate(training),
     )
 
@@ -90,12 +90,12 @@ def batch_of(cohort: Cohort, table: CombinationTable, taught_B: Tensor | None) -
 
 
 def by_the_engine(engine: PatientEngine, batch: Batch, numbers: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Each patient's gradient (B, V) as the engine sums it, and its squared norm (B,) as the engine finds it."""
+    """Each patient's gradient (B, V) as the engine sums it, and its norm (B,) as the engine finds it."""
     with engine.tape.attached():
         found = engine.gradients(batch, FixedChance(numbers))
     one_BB = torch.eye(len(batch), dtype=torch.float64)
-    norms_B = torch.stack([one.squared_norms() for one in found]).sum(dim=0)
-    return torch.stack([engine.weighted_sum(found, one_B) for one_B in one_BB]), norms_B
+    sums = [engine.weighted_sum(found, one_B) for one_B in one_BB]
+    return torch.stack(sums), engine.norms(found, len(batch))
 
 
 def by_brute_force(

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from flexmoe_core.settings import MethodSettings, ModelSettings, paper
-from simulations.bench import modalities
+from simulations.bench import modalities, private
 from simulations.bench.commands import run_step_bench
 from simulations.bench.workload import build_workload
 from simulations.cli import main
@@ -43,6 +43,24 @@ def test_modalities_measures_each_row_in_its_own_process(tmp_path: Path, monkeyp
     assert [(row["modalities"], row["bank"]) for row in costs] == [(3, "table"), (3, "compositional")]
     assert all(row["combinations"] == 5 and row["resident_bytes"] > 2**20 and row["step_s"] > 0 for row in costs)
     assert "parameters of the bank" in (tmp_path / "m.svg").read_text()
+
+
+def test_dp_sets_the_private_step_beside_the_ordinary_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(private, "CHOSEN", ("small",))
+    file = tmp_path / "dp.json"
+    arguments = ("--device", "cpu", "--batch", "4", "--repetitions", "1", "--threads", "1", "--json", str(file))
+    monkeypatch.setattr(sys, "argv", ["flexmoe-sim", "bench", "dp", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert not end.value.code
+    assert "private memory" in capsys.readouterr().out
+    result = json.loads(file.read_text())
+    (row,) = result["costs"]
+    assert (result["batch"], row["preset"], row["device"]) == (4, "small", "cpu")
+    assert min(row[name] for name in ("ordinary_ms", "private_ms", "ratio")) > 0
+    assert min(row[name] for name in ("ordinary_bytes", "private_bytes")) > 2**20
 
 
 def test_the_published_bank_grows_with_every_combination_and_ours_with_the_observed() -> None:
