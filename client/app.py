@@ -23,6 +23,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordD
 from flwr.clientapp import ClientApp
 
 from client.egress import Outgoing
+from client.ledger_file import read_head_copy
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -79,7 +80,9 @@ def _answer(
             creates_ledger=_is_simulated(context),
         )
         payload = answer(site, request)
-        beside = Attachments(audit_head=record.answered(received, payload))
+        copy = read_head_copy(state)
+        ledger = copy.head if copy else None
+        beside = Attachments(audit_head=record.answered(received, payload, ledger=ledger), ledger_head=ledger)
         if site.identity is not None:
             key = read_identity_key(site.identity)
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)

@@ -10,6 +10,7 @@ from client.coverage import Coverage, coverage
 from client.entries import fitted_scales, read_site_manifest
 from client.manifest import read_manifest
 from client.patients import SPLITS
+from client.policy import read_policy
 from client.site_data import read_site
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import Study, load_study
@@ -39,11 +40,14 @@ def check_site(folder: Path, study_path: Path | None = None) -> CheckResult:
     try:
         study = load_study(study_path or _study_beside(folder))
     except InputError as error:
-        return CheckResult((*error.problems, *_manifest_problems(folder)))
+        return CheckResult((*error.problems, *_manifest_problems(folder), *_policy_problems(folder)))
+    problems = _policy_problems(folder)
     try:
         data = read_site(folder, study, SPLITS)
     except InputError as error:
-        return CheckResult(error.problems, study=study)
+        problems += error.problems
+    if problems:
+        return CheckResult(problems, study=study)
     counts = {split: coverage(cohort, study) for split, cohort in data.cohorts.items()}
     fitted = fitted_scales(read_site_manifest(folder, study), study)
     return CheckResult(site=data.name, study=study, coverage=counts, fitted=fitted)
@@ -61,6 +65,14 @@ def _study_beside(folder: Path) -> Path:
 def _manifest_problems(folder: Path) -> tuple[Problem, ...]:
     try:
         read_manifest(folder)
+    except InputError as error:
+        return error.problems
+    return ()
+
+
+def _policy_problems(folder: Path) -> tuple[Problem, ...]:
+    try:
+        read_policy(folder)
     except InputError as error:
         return error.problems
     return ()

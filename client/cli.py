@@ -15,6 +15,8 @@ PLACES = {
     "health": "client.node_commands:health",
     "predict": "client.predict_command:predict",
     "audit": "client.audit_commands:audit",
+    "privacy": "client.privacy_commands:privacy",
+    "ledger": "client.ledger_commands:ledger",
 }
 
 app = typer.Typer(

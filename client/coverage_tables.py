@@ -10,6 +10,7 @@ from rich.table import Table
 from client.check import CheckResult
 from client.coverage import Coverage
 from client.patients import SPLITS
+from client.policy import study_hash
 from flexmoe_core.study import Study
 
 
@@ -19,6 +20,7 @@ def print_coverage(result: CheckResult, min_cell: int) -> None:
     assert study is not None
     console = Console()
     console.print(f"Site {result.site} is ready for the study {study.name}.", highlight=False)
+    console.print(f'As policy.toml names it: {study.name} = "{study_hash(study)}"', highlight=False, soft_wrap=True)
     console.print(_combination_table(study, counts, min_cell))
     console.print(_modality_table(study, counts))
     console.print(_scales(result.fitted), highlight=False, markup=False)

@@ -39,24 +39,41 @@ class ChargePlace:
 
 
 @dataclass(frozen=True)
-class Caps:
-    """The most that may ever be spent, in all studies together and in one; None: no limit."""
+class Guarantee:
+    """What a run promises to every patient."""
 
-    lifetime: float | None
-    study: float | None
+    epsilon: float
     delta: float
 
 
 @dataclass(frozen=True)
+class Caps:
+    """The most that may ever be spent, in all studies together and in one, at ``delta``; None: no limit.
+
+    ``run`` is what the run under way has promised.
+    """
+
+    lifetime: float | None
+    study: float | None
+    delta: float
+    run: Guarantee | None = None
+
+
+@dataclass(frozen=True)
 class Charge:
-    """What one line, or what was carried over from before the ledger, costs."""
+    """What one line, or what was carried over from before the ledger, costs; ``delta`` is that of its guarantee.
+
+    ``run`` is empty where nobody knows it.
+    """
 
     study: str
     event: PrivacyEvent
+    delta: float | None = None
+    run: str = ""
 
     def to_facts(self) -> dict[str, Fact]:
         """As facts of a line."""
-        return {"study": self.study, "event": self.event.model_dump()}
+        return {"study": self.study, "event": self.event.model_dump(), "delta": self.delta, "run": self.run}
 
 
 class PrivacyLedger:
@@ -71,6 +88,8 @@ class PrivacyLedger:
     def open(cls, state: Path, key: Ed25519PrivateKey) -> PrivacyLedger:
         """Read and check the whole ledger. Raises LedgerError where it is missing, cut, edited or another site's."""
         ledger = cls(state, key)
+        if not state.is_dir():
+            raise ledger._file.error("was never started")
         with locked(state):
             ledger._read_on()
         return ledger
@@ -78,6 +97,7 @@ class PrivacyLedger:
     @classmethod
     def open_or_create(cls, state: Path, key: Ed25519PrivateKey) -> PrivacyLedger:
         """For simulations alone: begin where there was never a ledger, as if nothing had been spent."""
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
         ledger = cls(state, key)
         with locked(state):
             if is_started(state):
@@ -119,11 +139,11 @@ class PrivacyLedger:
         BudgetExceeded before anything is written if a cap would not hold, LedgerError where the ledger is not
         whole or cannot be written.
         """
-        charge = Charge(place.study, event)
+        charge = Charge(place.study, event, delta, place.run)
         with locked(self._state):
             self._read_on()
             self._require_budget(charge, caps)
-            head = self._file.append(CHARGED, {**asdict(place), "event": event.model_dump(), "delta": delta})
+            head = self._file.append(CHARGED, {**asdict(place), **charge.to_facts()})
             self._charges.append(charge)
         return head
 
@@ -142,18 +162,22 @@ class PrivacyLedger:
 
     def _require_budget(self, charge: Charge, caps: Caps) -> None:
         spent = [*self._charges, charge]
-        own = [one for one in spent if one.study == charge.study]
-        for cap, charges, what in (
-            (caps.study, own, f"the study {charge.study}"),
-            (caps.lifetime, spent, "all studies together"),
-        ):
-            if cap is None:
+        of_study = [one for one in spent if one.study == charge.study]
+        of_run = [one for one in spent if one.run == charge.run]
+        limits = [
+            (caps.study, caps.delta, of_study, f"the study {charge.study}", "this site allows"),
+            (caps.lifetime, caps.delta, spent, "all studies together", "this site allows"),
+        ]
+        if caps.run is not None:
+            limits.append((caps.run.epsilon, caps.run.delta, of_run, "this run", "it has promised"))
+        for most, delta, charges, what, says in limits:
+            if most is None:
                 continue
-            total = epsilon_of((one.event for one in charges), caps.delta)
-            if not total <= cap * (1 + ROUNDING):
+            total = epsilon_of((one.event for one in charges), delta)
+            if not total <= most * (1 + ROUNDING):
                 raise BudgetExceeded(
-                    f"{what} would have cost epsilon {total:.4g} at delta {caps.delta:g}, and this site allows "
-                    f"{cap:g}. Nothing was trained or charged. 'flexmoe-client privacy status' shows what is left."
+                    f"{what} would have cost epsilon {total:.4g} at delta {delta:g}, and {says} {most:g}. Nothing "
+                    "was trained or charged. 'flexmoe-client privacy status' shows what is left."
                 )
 
 
@@ -167,7 +191,8 @@ def charges_of(entry: Entry) -> list[Charge]:
 
 
 def _charge(facts: Any) -> Charge:  # noqa: ANN401
-    return Charge(str(facts["study"]), EVENTS.validate_python(facts["event"]))
+    event = EVENTS.validate_python(facts["event"])
+    return Charge(str(facts["study"]), event, facts.get("delta"), str(facts.get("run", "")))
 
 
 EVENTS: TypeAdapter[PrivacyEvent] = TypeAdapter(PrivacyEvent)

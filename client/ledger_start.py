@@ -31,6 +31,7 @@ KEY_FILE = "ledger_key"
 class _Declared(FrozenModel):
     study: str
     event: PrivacyEvent
+    delta: float | None = Field(default=None, gt=0, lt=1)
 
 
 class _Declaration(FrozenModel):
@@ -57,6 +58,7 @@ def node_ledger(state: Path, identity: Path | None, create: bool) -> PrivacyLedg
 def simulation_key(state: Path) -> Ed25519PrivateKey:
     """The key in the state folder, made once."""
     file = state / KEY_FILE
+    state.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(state):
         if not file.exists():
             key = Ed25519PrivateKey.generate()
@@ -105,7 +107,7 @@ def earlier_charges(file: Path) -> list[Charge]:
     Raises InputError with every problem.
     """
     if file.suffix == ".toml":
-        return [Charge(one.study, one.event) for one in read_toml(file, _Declaration).charge]
+        return [Charge(one.study, one.event, one.delta) for one in read_toml(file, _Declaration).charge]
     try:
         lines = file.read_bytes().splitlines()
     except OSError as error:

@@ -16,19 +16,19 @@ from client.site_data import SiteData
 from client.site_model import Arrays, local_values, site_model
 from client.state import RunState
 from flexmoe_core.curriculum import is_specialized
+from flexmoe_core.errors import MessageError
 from flexmoe_core.messages import FinishRequest, TrainRequest
-from flexmoe_core.privacy.calibration import mechanism_for, release_event
-from flexmoe_core.privacy.events import PatientMechanism
+from flexmoe_core.privacy.calibration import mechanism_of
+from flexmoe_core.privacy.events import Gaussian, PatientMechanism
 from flexmoe_core.privacy.noised_update import noised_update
 from flexmoe_core.privacy.public_facts import DeclaredFacts
 from flexmoe_core.privacy.released_scores import release_scores
-from flexmoe_core.signatures import digest_of
+from flexmoe_core.privacy.settings import PatientPrivacy
 from flexmoe_core.site_effect import SiteEffect
 
 TRAINING_SPLITS = ("train",)
 FINAL_SPLITS = ("train", "validation", "test")
 RELEASED_SPLITS = ("validation", "test")
-MECHANISM_FILE = "mechanism.json"
 
 
 def announce(declared: SiteManifest[Manifest]) -> Outgoing:
@@ -47,7 +47,7 @@ def train(
     """Train a round by DP-SGD, which is in the ledger before it begins, and answer the noised update."""
     terms, settings = request.terms, protection.settings
     model = site_model(terms, request.table, data, state, memory.local_before(request.round), device)
-    mechanism = _mechanism(data, request, memory)
+    mechanism = _mechanism(data, request, settings)
     clip = memory.clip_before(request.round)
     if clip is not None and settings.quantile:
         mechanism = mechanism.model_copy(update={"clip": clip})
@@ -87,15 +87,14 @@ def finish(
     )
     own = Predictor(model, table, specialize, label_prior(data.cohorts["train"], classes), none)
     write_bundle(memory.folder / "bundle", model, own.effect, bundle_facts(data, request, own))
-    event = release_event(protection.settings)
-    if event is None:
+    if request.release_noise is None:
         return answer_released_finish(data.name, {})
-    protection.charge(event)
+    protection.charge(Gaussian(noise_multiplier=request.release_noise))
     # The prior of training patients would show in the scores of patients without any modality.
     blind = Predictor(model, table, specialize, np.full(classes, 1.0 / classes), none)
     released = {
         split: release_scores(
-            blind(cohort).probabilities_BY, cohort.labels_B.numpy(), event.noise_multiplier, protection.source
+            blind(cohort).probabilities_BY, cohort.labels_B.numpy(), request.release_noise, protection.source
         )
         for split, cohort in data.cohorts.items()
         if split in RELEASED_SPLITS
@@ -103,19 +102,12 @@ def finish(
     return answer_released_finish(data.name, released)
 
 
-def _mechanism(data: SiteData, request: TrainRequest, memory: RunState) -> PatientMechanism:
-    """The mechanism of all rounds of the run, which takes seconds to compute."""
-    terms = request.terms
-    assert terms.privacy.patient is not None
-    about = digest_of(f"{terms.model_dump_json()} {data.public.patients} {request.least_noise}".encode())
-    known = memory.recall(MECHANISM_FILE, about)
-    if known is not None:
-        return PatientMechanism.model_validate_json(known)
-    mechanism = mechanism_for(
-        terms.privacy.patient, terms.method.training, terms.rounds, data.public.patients, request.least_noise
-    )
-    memory.note(MECHANISM_FILE, about, mechanism.model_dump_json())
-    return mechanism
+def _mechanism(data: SiteData, request: TrainRequest, settings: PatientPrivacy) -> PatientMechanism:
+    """With the noise that the coordinator has computed for this site."""
+    if data.name not in request.noise_multipliers:
+        raise MessageError("the request names no noise for this site")
+    noise = request.noise_multipliers[data.name]
+    return mechanism_of(settings, request.terms.method.training, data.public.patients, noise)
 
 
 def declared_facts(data: SiteData) -> DeclaredFacts:

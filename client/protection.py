@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.ledger import Caps, ChargePlace
+from client.ledger import Caps, ChargePlace, Guarantee
 from client.ledger_start import node_ledger
+from client.policy import Policy
 from flexmoe_core.messages import FinishRequest, TrainRequest
 from flexmoe_core.privacy.events import PrivacyEvent, Unprotected
 from flexmoe_core.privacy.secret_source import SecretSource
@@ -31,10 +32,16 @@ class Protection:
     source: SecretSource
     ledger: LedgerPlace
     place: ChargePlace
+    caps: Caps
 
     @classmethod
     def of(
-        cls, request: TrainRequest | FinishRequest, request_bytes: bytes, ledger: LedgerPlace, source: SecretSource
+        cls,
+        request: TrainRequest | FinishRequest,
+        request_bytes: bytes,
+        ledger: LedgerPlace,
+        policy: Policy,
+        source: SecretSource,
     ) -> Protection | None:
         """What the request's terms ask for; None without patient-level privacy."""
         terms = request.terms
@@ -49,7 +56,11 @@ class Protection:
             attempt=request.attempt if isinstance(request, TrainRequest) else 1,
             request=digest_of(request_bytes),
         )
-        return cls(terms.privacy.patient, source, ledger, place)
+        settings = terms.privacy.patient
+        # Known randomness, of a test, protects nobody: the ledger says so, and there is no promise to keep.
+        promise = Guarantee(settings.epsilon, settings.delta) if source.secret else None
+        caps = replace(policy.caps(settings.delta), run=promise)
+        return cls(settings, source, ledger, place, caps)
 
     def charge(self, event: PrivacyEvent) -> None:
         """Write a cost into the ledger before it arises.
@@ -58,5 +69,4 @@ class Protection:
         """
         charged = event if self.source.secret else Unprotected()
         ledger = node_ledger(self.ledger.state, self.ledger.identity, self.ledger.create)
-        caps = Caps(lifetime=None, study=None, delta=self.settings.delta)
-        ledger.charge(charged, self.place, self.settings.delta, caps)
+        ledger.charge(charged, self.place, self.settings.delta, self.caps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -66,7 +66,9 @@ class SiteRecord:
         }
         return Received(facts, sha256, stored_seal(self._state, asked.run) if asked.run else b"")
 
-    def answered(self, received: Received, payload: bytes, privacy: PrivacyCost | None = None) -> Head:
+    def answered(
+        self, received: Received, payload: bytes, privacy: PrivacyCost | None = None, ledger: Head | None = None
+    ) -> Head:
         """Write down an answer that is about to leave, and give the head that the line continues.
 
         The names of a run's arrays have a line of their own, when they are first sent. Raises AuditError when it
@@ -90,6 +92,7 @@ class SiteRecord:
             repeated=received.stored.hex() == f"{received.sha256}{reply['sha256']}",
             reply={**reply, "facts": sorted(sent.facts), "counts": counts, "arrays": arrays},
             privacy=(privacy or PrivacyCost()).to_facts(),
+            **({"ledger": asdict(ledger)} if ledger else {}),
         )
 
     def failed(self, received: Received, error_id: str) -> None:

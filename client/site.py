@@ -6,8 +6,8 @@ before, and on nothing else: answering twice gives the same bytes. With it, nois
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,9 +17,11 @@ from client.cache import load_site
 from client.egress import Outgoing, answer_again
 from client.entries import read_site_manifest
 from client.manifest import read_manifest
+from client.policy import Policy, check_policy, read_policy
 from client.protection import LedgerPlace, Protection
 from client.site_data import SiteData
 from client.state import RunState
+from flexmoe_core.audit_facts import bundle_of
 from flexmoe_core.messages import FinishRequest, HandshakeRequest, Terms, TrainRequest, decode
 from flexmoe_core.privacy.secret_source import OperatingSystemSource, SecretSource
 
@@ -37,7 +39,7 @@ class Site:
     device: torch.device
     identity: Path | None = None
     creates_ledger: bool = False
-    source: Callable[[], SecretSource] = OperatingSystemSource
+    source: SecretSource = field(default_factory=OperatingSystemSource)
 
     @property
     def name(self) -> str:
@@ -47,6 +49,7 @@ class Site:
     def handshake(self, request_bytes: bytes) -> Outgoing:
         """Announce what the site has, or only what it has declared."""
         request, _ = decode(request_bytes, HandshakeRequest)
+        self._admit(request.terms)
         if request.terms.privacy.patient is not None:
             return private_answers.announce(read_site_manifest(self.folder, request.terms.study))
         return open_answers.announce(self._read(request.terms, open_answers.ANNOUNCED_SPLITS), request.terms)
@@ -54,11 +57,12 @@ class Site:
     def train(self, request_bytes: bytes) -> Outgoing:
         """Train the incoming state for a round, and answer the update."""
         request, state = decode(request_bytes, TrainRequest)
+        policy = self._admit(request.terms)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
             return answer_again(known)
-        protection = self._protection(request, request_bytes)
+        protection = self._protection(request, request_bytes, policy)
         if protection is None:
             data = self._read(request.terms, open_answers.TRAINING_SPLITS)
             answer = open_answers.train(data, request, state, memory, self.device)
@@ -71,11 +75,12 @@ class Site:
     def finish(self, request_bytes: bytes) -> Outgoing:
         """Score the final state, and write the bundle."""
         request, state = decode(request_bytes, FinishRequest)
+        policy = self._admit(request.terms)
         memory = RunState(self.state, request.terms.run)
         known = memory.answer_to(request_bytes)
         if known is not None:
             return answer_again(known)
-        protection = self._protection(request, request_bytes)
+        protection = self._protection(request, request_bytes, policy)
         if protection is None:
             data = self._read(request.terms, open_answers.FINAL_SPLITS)
             answer = open_answers.finish(data, request, state, memory, self.device)
@@ -85,9 +90,19 @@ class Site:
         memory.store_answer(request_bytes, answer)
         return answer
 
-    def _protection(self, request: TrainRequest | FinishRequest, request_bytes: bytes) -> Protection | None:
+    def _admit(self, terms: Terms) -> Policy:
+        """What the site demands, before a patient is read. Raises PolicyRefusal for a run that it does not allow."""
+        policy = read_policy(self.folder)
+        if policy is None:
+            return Policy()
+        check_policy(policy, terms, self.source.secret, bundle_of())
+        return policy
+
+    def _protection(
+        self, request: TrainRequest | FinishRequest, request_bytes: bytes, policy: Policy
+    ) -> Protection | None:
         ledger = LedgerPlace(self.state, self.identity, self.creates_ledger)
-        return Protection.of(request, request_bytes, ledger, self.source())
+        return Protection.of(request, request_bytes, ledger, policy, self.source)
 
     def _read(self, terms: Terms, splits: Collection[str]) -> SiteData:
         fitting = terms.privacy.patient is None

@@ -67,16 +67,6 @@ class RunState:
         write_checkpoint(self.folder / f"{LOCAL_PREFIX}{round_number:05d}", parameters, facts)
         keep_last(self.folder, KEPT_ROUNDS, LOCAL_PREFIX)
 
-    def recall(self, name: str, about: str) -> str | None:
-        """What was noted under a name about exactly this; None where nothing was."""
-        file = self.folder / name
-        found = file.read_text(encoding="utf-8").split("\n", 1) if file.exists() else []
-        return found[1] if len(found) == 2 and found[0] == about else None
-
-    def note(self, name: str, about: str, text: str) -> None:
-        """Note what is public and slow to compute again; ``about`` is one line."""
-        write_atomic(self.folder / name, f"{about}\n{text}".encode())
-
     @property
     def _answer_file(self) -> Path:
         return self.folder / ANSWER_FILE

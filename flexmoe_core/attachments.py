@@ -16,17 +16,21 @@ SIGNATURE_BYTES = 64
 class Attachments:
     """``audit_head``: where the sender's audit record ended before the line of this message.
 
+    ``ledger_head``: where a site's privacy ledger ends, with what this answer was charged; None where it has none.
+
     ``signature``: the sender's, of a ``Statement``; empty where nobody signs.
     """
 
     audit_head: Head | None = None
     signature: bytes = b""
+    ledger_head: Head | None = None
 
     def to_values(self) -> dict[str, str | int | bytes]:
         """Flat values, as a message can carry them."""
-        head = self.audit_head
         values: dict[str, str | int | bytes] = {"signature": self.signature} if self.signature else {}
-        return values if head is None else values | {"audit-count": head.count, "audit-hash": head.hash}
+        for name, head in (("audit", self.audit_head), ("ledger", self.ledger_head)):
+            values |= {} if head is None else {f"{name}-count": head.count, f"{name}-hash": head.hash}
+        return values
 
     @classmethod
     def from_values(cls, values: Mapping[str, object]) -> Attachments:
@@ -37,17 +41,27 @@ class Attachments:
                 pass
             case _:
                 raise MessageError("beside the payload is a signature of another kind")
-        match rest:
-            case {"audit-count": int() as count, "audit-hash": str() as digest, **others} if not others:
-                try:
-                    return cls(Head(count, digest), signature)
-                except ValueError as error:
-                    raise MessageError(f"beside the payload is {error}") from None
-            case {**others} if not others:
-                return cls(None, signature)
-        raise MessageError("beside the payload is something unknown")
+        audit_head, ledger_head = _take_head(rest, "audit"), _take_head(rest, "ledger")
+        if rest:
+            raise MessageError("beside the payload is something unknown")
+        return cls(audit_head, signature, ledger_head)
 
     @property
     def record(self) -> str:
-        """The head in the words that a signature covers."""
-        return "" if self.audit_head is None else f"{self.audit_head.count} {self.audit_head.hash}"
+        """The heads in the words that a signature covers."""
+        audit, ledger = self.audit_head, self.ledger_head
+        words = "" if audit is None else f"{audit.count} {audit.hash}"
+        return words if ledger is None else f"{words} ledger {ledger.count} {ledger.hash}"
+
+
+def _take_head(values: dict[str, object], name: str) -> Head | None:
+    keys = (f"{name}-count", f"{name}-hash")
+    if values.keys().isdisjoint(keys):
+        return None
+    match [values.pop(key, None) for key in keys]:
+        case [int() as count, str() as digest]:
+            try:
+                return Head(count, digest)
+            except ValueError as error:
+                raise MessageError(f"beside the payload is {error}") from None
+    raise MessageError("beside the payload is half of a head")

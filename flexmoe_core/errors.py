@@ -61,3 +61,11 @@ class LedgerError(FlexMoeError):
 
 class BudgetExceeded(FlexMoeError):
     """What was asked would cost more of the patients' privacy than the site allows; nothing was done."""
+
+
+class PolicyRefusal(FlexMoeError):
+    """A run asks for what the site's policy.toml does not allow; every reason, for the site's own eyes."""
+
+    def __init__(self, file: str, reasons: Iterable[str]) -> None:
+        self.reasons = tuple(reasons)
+        super().__init__("\n".join(f"{file}: {reason}" for reason in self.reasons))

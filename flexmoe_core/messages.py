@@ -31,6 +31,7 @@ from flexmoe_core.validation import FrozenModel, SafeName, raise_if_any
 RunName = Annotated[str, Field(pattern=r"^[0-9a-f]{32}$")]
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Patients = Annotated[int, Field(ge=1, le=2**MAGNITUDE_BITS)]
+NoiseMultiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Arrays = Mapping[str, np.ndarray]
 Message = TypeVar("Message", bound=FrozenModel)
 
@@ -93,14 +94,15 @@ class HandshakeReply(FrozenModel):
 class TrainRequest(FrozenModel):
     """Score the global state on validation patients, then train it for one round. Arrays: the shared parameters.
 
-    Under patient-level privacy nothing is scored, and no site adds noise of a lower multiplier than ``least_noise``.
+    Under patient-level privacy nothing is scored, and each site adds noise of its own multiplier. The coordinator
+    computes these from declared facts; what a site has promised its patients, its own ledger holds.
     """
 
     terms: Terms
     table: Table
     round: int = Field(ge=1)
     attempt: int = Field(default=1, ge=1)
-    least_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    noise_multipliers: dict[SafeName, NoiseMultiplier] = Field(default_factory=dict)
 
 
 class TrainReply(FrozenModel):
@@ -117,11 +119,15 @@ class TrainReply(FrozenModel):
 
 
 class FinishRequest(FrozenModel):
-    """Score the final state once on validation and test patients, and keep it. Arrays: the shared parameters."""
+    """Score the final state once on validation and test patients, and keep it. Arrays: the shared parameters.
+
+    Under patient-level privacy scores are released with noise of that multiplier, or not where there is none.
+    """
 
     terms: Terms
     table: Table
     round: int = Field(ge=0)
+    release_noise: NoiseMultiplier | None = None
 
 
 class FinishReply(FrozenModel):

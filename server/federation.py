@@ -25,7 +25,7 @@ from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
 from server.identities import Identities
 from server.metrics import Results, metrics_of, read_finish
-from server.privacy import least_noise, mechanisms, privacy_facts
+from server.privacy import mechanisms, privacy_facts, release_noise
 from server.record import RunRecord
 from server.replies import read_train_replies
 from server.run_store import RunStore
@@ -175,7 +175,7 @@ class Federation:
             terms=self._terms,
             table=self._table,
             round=number,
-            least_noise=least_noise(self._terms, self._mechanisms.values()),
+            noise_multipliers={site: one.noise_multiplier for site, one in self._mechanisms.items()},
         )
         self._wait(sites, federation.quorum, federation.deadline_s)
         payload = encode(request, progress.state)
@@ -255,7 +255,12 @@ class Federation:
     def _finish(self, sites: Participants, progress: Progress) -> Results:
         federation = self._settings.federation
         final = self._average.mean()
-        request = FinishRequest(terms=self._terms, table=self._table, round=progress.round)
+        request = FinishRequest(
+            terms=self._terms,
+            table=self._table,
+            round=progress.round,
+            release_noise=release_noise(self._terms),
+        )
         # a hospital that is just coming back would go without the model
         self._wait(sites, len(sites.nodes), min(COMING_BACK_S, federation.deadline_s))
         payload = encode(request, final)

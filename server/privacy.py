@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from flexmoe_core.messages import HandshakeReply, Terms
 from flexmoe_core.privacy.accounting import epsilon_of
 from flexmoe_core.privacy.calibration import mechanism_for, release_event
 from flexmoe_core.privacy.events import PatientMechanism, PrivacyEvent
+from flexmoe_core.privacy.settings import PatientPrivacy
 from server.site_privacy import SiteLevelNoise
 
 
@@ -20,19 +21,16 @@ def mechanisms(terms: Terms, replies: Mapping[str, HandshakeReply]) -> dict[str,
         return {}
     sizes = {site: reply.declared_patients or 1 for site, reply in replies.items()}
     found = {size: mechanism_for(privacy, terms.method.training, terms.rounds, size) for size in set(sizes.values())}
-    least = least_noise(terms, found.values())
-    return {
-        site: found[size].model_copy(update={"noise_multiplier": max(least, found[size].noise_multiplier)})
-        for site, size in sizes.items()
-    }
+    most = max((mechanism.noise_multiplier for mechanism in found.values()), default=0.0)
+    if privacy.noise == "uniform":
+        found = {size: one.model_copy(update={"noise_multiplier": most}) for size, one in found.items()}
+    return {site: found[size] for site, size in sizes.items()}
 
 
-def least_noise(terms: Terms, found: Iterable[PatientMechanism]) -> float:
-    """The noise multiplier below which no site may stay: of the site that needs most where noise is uniform."""
-    privacy = terms.privacy.patient
-    if privacy is None or privacy.noise == "site":
-        return 0.0
-    return max((mechanism.noise_multiplier for mechanism in found), default=0.0)
+def release_noise(terms: Terms) -> float | None:
+    """The noise multiplier of the final metrics under patient-level privacy; None where they stay at the sites."""
+    event = None if terms.privacy.patient is None else release_event(terms.privacy.patient)
+    return None if event is None else event.noise_multiplier
 
 
 def privacy_facts(
@@ -50,20 +48,12 @@ def privacy_facts(
     facts: dict[str, Any] = {}
     patient, site = terms.privacy.patient, terms.privacy.site
     if patient is not None:
-        rounds, released = Counter(answered), release_event(patient) if finished else None
-        finished = set(finished)
-        epsilons = {}
-        for name, mechanism in sorted(found.items()):
-            events: list[PrivacyEvent] = [mechanism.event] * rounds[name]
-            if released is not None and name in finished:
-                events.append(released)
-            epsilons[name] = round(epsilon_of(events, patient.delta), 4)
         facts["patient"] = {
             "epsilon": patient.epsilon,
             "delta": patient.delta,
             "noise_multiplier": {name: one.noise_multiplier for name, one in sorted(found.items())},
             "sampling_rate": {name: one.sampling_rate for name, one in sorted(found.items())},
-            "spent": epsilons,
+            "spent": _spent(patient, found, Counter(answered), set(finished)),
         }
     if site is not None and site_level is not None:
         facts["site"] = {
@@ -74,3 +64,17 @@ def privacy_facts(
             "covers": "the models of all rounds; not the metrics",
         }
     return facts
+
+
+def _spent(
+    patient: PatientPrivacy, found: Mapping[str, PatientMechanism], rounds: Counter[str], finished: Collection[str]
+) -> dict[str, float]:
+    """Epsilon of what each site has answered."""
+    released = release_event(patient)
+    spent = {}
+    for name, mechanism in sorted(found.items()):
+        events: list[PrivacyEvent] = [mechanism.event] * rounds[name]
+        if released is not None and name in finished:
+            events.append(released)
+        spent[name] = round(epsilon_of(events, patient.delta), 4)
+    return spent

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from typing import Literal
 
+from flexmoe_core.attachments import Attachments
 from flexmoe_core.audit import AUDIT_FILE, AuditLog
 from flexmoe_core.audit_facts import PrivacyCost, bundle_of, bytes_facts
 from flexmoe_core.audit_line import Fact
@@ -92,5 +93,8 @@ class RunRecord:
 
 
 def _answer_facts(answers: Answers, name: str) -> Fact:
-    head = answers.beside[name].audit_head if name in answers.beside else None
-    return {**bytes_facts(answers.payloads[name]), "head": asdict(head) if head else None}
+    beside = answers.beside.get(name, Attachments())
+    facts: dict[str, Fact] = {"head": asdict(beside.audit_head) if beside.audit_head else None}
+    if beside.ledger_head:
+        facts["ledger"] = asdict(beside.ledger_head)
+    return {**bytes_facts(answers.payloads[name]), **facts}

@@ -9,9 +9,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 from scipy.optimize import brentq
+from scipy.special import log_ndtr, ndtr, ndtri
 
 from flexmoe_core.errors import FlexMoeError
-from flexmoe_core.privacy.events import Gaussian, PrivacyEvent, SampledGaussian, Unprotected
+from flexmoe_core.privacy.events import PrivacyEvent, SampledGaussian, Unprotected
 from flexmoe_core.privacy.privacy_loss import Mechanism, epsilon_at
 
 SMALLEST_DELTA = 1e-9
@@ -19,7 +20,9 @@ SMALLEST_DELTA = 1e-9
 SMALLEST_EPSILON, LARGEST_EPSILON = 1e-12, 1e12
 """Between which an epsilon has a logarithm to search with."""
 LEAST_NOISE, MOST_NOISE = -2, 6
-"""Powers of ten between which noise is looked for."""
+"""Powers of ten between which noise is looked for; less protects nobody, more counts as if it were no more."""
+SMALLEST_RATE = 1e-9
+"""Smaller sampling rates count as this one."""
 
 
 class NoSuchNoise(FlexMoeError, ValueError):
@@ -37,18 +40,34 @@ def epsilon_of(events: Iterable[PrivacyEvent], delta: float) -> float:
     steps: dict[Mechanism, int] = {}
     precision = 0.0
     for event in events:
-        match event:
-            case Unprotected():
-                return math.inf
-            case SampledGaussian(sampling_rate=rate) if rate < 1:
-                mechanism = Mechanism(rate, event.noise_multiplier)
-                steps[mechanism] = steps.get(mechanism, 0) + event.steps
-            case SampledGaussian() | Gaussian():
-                # Gaussian mechanisms compose to one whose precision is the sum of theirs
-                precision += event.steps / event.noise_multiplier**2
+        if isinstance(event, Unprotected) or event.noise_multiplier < 10.0**LEAST_NOISE:
+            return math.inf
+        noise = min(event.noise_multiplier, 10.0**MOST_NOISE)
+        if isinstance(event, SampledGaussian) and event.sampling_rate < 1:
+            mechanism = Mechanism(max(event.sampling_rate, SMALLEST_RATE), noise)
+            steps[mechanism] = steps.get(mechanism, 0) + event.steps
+        else:  # Gaussian mechanisms compose to one whose precision is the sum of theirs
+            precision += event.steps / noise**2
+    if precision > 10.0 ** (-2 * LEAST_NOISE):
+        return math.inf
+    if not steps:
+        return _gaussian_epsilon(precision**0.5, delta)
     if precision > 0:
         steps[Mechanism(1.0, precision**-0.5)] = 1
-    return epsilon_at(steps, delta) if steps else 0.0
+    return epsilon_at(steps, delta)
+
+
+def _gaussian_epsilon(mean: float, delta: float) -> float:
+    """Exact, of one Gaussian whose sensitivity is so many standard deviations (Balle & Wang 2018, eq. 6)."""
+
+    def excess(epsilon: float) -> float:
+        lost = math.exp(epsilon + log_ndtr(-mean / 2 - epsilon / mean)) if epsilon < LARGEST_EPSILON else 0.0
+        return float(ndtr(mean / 2 - epsilon / mean) - lost - delta)
+
+    if mean == 0 or excess(0.0) <= 0:
+        return 0.0
+    most = mean * (mean / 2 - float(ndtri(delta)))  # where the first term alone is delta
+    return float(brentq(excess, 0.0, most, xtol=1e-12, rtol=1e-12))
 
 
 def noise_multiplier_for(

@@ -8,26 +8,33 @@ from flexmoe_core.privacy.settings import PatientPrivacy
 from flexmoe_core.settings import TrainingSettings
 
 
-def mechanism_for(
-    privacy: PatientPrivacy, training: TrainingSettings, rounds: int, declared_patients: int, least_noise: float = 0.0
+def mechanism_of(
+    privacy: PatientPrivacy, training: TrainingSettings, declared_patients: int, noise_multiplier: float
 ) -> PatientMechanism:
-    """The mechanism of each of a run's rounds at a site of so many declared patients.
+    """The mechanism of a round at a site of so many declared patients, with that noise."""
+    rate, steps = public_schedule(declared_patients, training.batch_size, training.epochs)
+    return PatientMechanism(
+        sampling_rate=rate,
+        steps=steps,
+        clip=privacy.clip,
+        noise_multiplier=noise_multiplier,
+        expected_batch=rate * declared_patients,
+    )
 
-    All rounds, the spare ones and the release of metrics together stay within the guarantee. ``least_noise`` is the
-    noise multiplier below which the coordinator wants none of its sites; it can only add noise.
+
+def mechanism_for(
+    privacy: PatientPrivacy, training: TrainingSettings, rounds: int, declared_patients: int
+) -> PatientMechanism:
+    """The mechanism with the least noise that the guarantee needs.
+
+    All rounds, the spare ones and the release of metrics together stay within it.
     """
     rate, steps = public_schedule(declared_patients, training.batch_size, training.epochs)
     released = release_event(privacy)
     others = [] if released is None else [released.model_copy(update={"steps": _releases(privacy)})]
     total = steps * (rounds + privacy.spare_rounds)
     needed = noise_multiplier_for(privacy.epsilon, privacy.delta, rate, total, others)
-    return PatientMechanism(
-        sampling_rate=rate,
-        steps=steps,
-        clip=privacy.clip,
-        noise_multiplier=max(needed, least_noise),
-        expected_batch=rate * declared_patients,
-    )
+    return mechanism_of(privacy, training, declared_patients, needed)
 
 
 def release_event(privacy: PatientPrivacy) -> Gaussian | None:

@@ -36,16 +36,16 @@ def gradients_of(name: str, layer: nn.Module, calls: Sequence[Call], patients: i
 
     Raises TypeError for an unknown layer, ValueError where a row of a call cannot be told to be a patient's.
     """
-    calls = [call for call in calls if call.gradient is not None]
-    if not calls:
+    heard = [call for call in calls if call.gradient is not None]
+    if not heard:
         return
     match layer:
         case nn.Linear():
-            yield _of_linear(name, layer, calls, patients)
+            yield _of_linear(name, layer, heard, patients)
         case Experts():
-            yield from _of_experts(name, layer, calls, patients)
+            yield from _of_experts(name, layer, heard, patients)
         case TableBank() | CompositionalBank():
-            yield from _of_bank(name, layer, calls, patients)
+            yield from _of_bank(name, layer, heard, patients)
         case _:
             yield _by_opacus(name, layer, calls, patients)
 
@@ -121,12 +121,12 @@ def _by_opacus(name: str, layer: nn.Module, calls: Sequence[Call], patients: int
     sampler, totals, first = OPACUS[type(layer)], {}, 0
     names = {parameter: f"{name}.{key}" for key, parameter in layer.named_parameters(recurse=False)}
     for call in calls:
-        assert call.gradient is not None
-        for parameter, sample in sampler(layer, list(call.inputs), call.gradient).items():
+        samples = {} if call.gradient is None else sampler(layer, list(call.inputs), call.gradient)
+        for parameter, sample in samples.items():
             if names[parameter] not in totals:
                 totals[names[parameter]] = sample.new_zeros(patients, *parameter.shape)
             totals[names[parameter]][first : first + len(sample)] += sample
-        first = (first + len(call.gradient)) % patients
+        first = (first + len(call.inputs[0])) % patients
     if first:
         raise ValueError("each row of a layer must be a patient's")
     return Whole(totals)

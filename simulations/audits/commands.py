@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from simulations.audits.canary_command import canary
 from simulations.audits.membership_command import membership
 from simulations.audits.presence_command import presence
 
@@ -13,3 +14,4 @@ audit = typer.Typer(
 )
 audit.command("membership")(membership)
 audit.command("presence")(presence)
+audit.command("canary")(canary)

@@ -1,6 +1,6 @@
 """Was this patient in the training data? Attacks on what a released model says of them.
 
-Shapes: K federations, B patients, N = K*B scores.
+Shapes: K federations, O = K - 1 of them, B patients, N = K*B scores.
 """
 
 from __future__ import annotations
@@ -51,10 +51,23 @@ def likelihood_ratio_offline(target: int, logits_KB: FloatArray, is_member_KB: B
 
 
 def likelihood_ratio(target: int, logits_KB: FloatArray, is_member_KB: BoolArray) -> FloatArray:
-    """Log-likelihood of the logit among models with the patient, minus that without (LiRA, online)."""
-    logits, is_member = _others(target, logits_KB), _others(target, is_member_KB)
-    with_B, without_B = (_log_density(logits_KB[target], *_normal(logits, side)) for side in (is_member, ~is_member))
-    return with_B - without_B
+    """Log-likelihood of the logit among models with the patient, minus that without (LiRA, online).
+
+    What membership does to a patient's logit is the difference of two means of few shadows. It is shrunk to the mean
+    difference of all patients, by how much of its variance is noise (James and Stein 1961).
+    """
+    logits_OB, member_OB = _others(target, logits_KB), _others(target, is_member_KB)
+    (with_B, deviation_with), (without_B, deviation_without) = (
+        _normal(logits_OB, side_OB) for side_OB in (member_OB, ~member_OB)
+    )
+    share_B = member_OB.mean(axis=0)
+    with np.errstate(divide="ignore"):
+        noise_B = (deviation_with**2 / share_B + deviation_without**2 / (1 - share_B)) / len(member_OB)
+    shift_B = _shrunk(with_B - without_B, noise_B)
+    without_B = logits_OB.mean(axis=0) - share_B * shift_B
+    own_B = logits_KB[target]
+    likely_with_B = _log_density(own_B, without_B + shift_B, deviation_with)
+    return likely_with_B - _log_density(own_B, without_B, deviation_without)
 
 
 ATTACKS: Mapping[str, Attack] = {
@@ -88,6 +101,16 @@ def _normal(logits_KB: FloatArray, chosen_KB: BoolArray) -> tuple[FloatArray, fl
     squared = np.nansum(chosen_KB * (logits_KB - mean_B) ** 2)
     free = float(np.where(count_B >= FEWEST_SHADOWS, count_B - 1, 0).sum())
     return mean_B, float(np.sqrt(max(squared / max(free, 1.0), 1e-12)))
+
+
+def _shrunk(values_B: FloatArray, noise_B: FloatArray) -> FloatArray:
+    """Towards the mean of all; NaN where there is no value."""
+    known_B = ~np.isnan(values_B)
+    if not known_B.any():
+        return values_B
+    mean, spread = float(values_B[known_B].mean()), float(values_B[known_B].var())
+    kept = max(0.0, 1.0 - float(noise_B[known_B].mean()) / max(spread, 1e-12))
+    return mean + kept * (values_B - mean)
 
 
 def _log_density(logits_B: FloatArray, mean_B: FloatArray, deviation: float) -> FloatArray:

@@ -17,7 +17,7 @@ from server.settings import RunSettings
 from simulations.audits.data import AuditData
 from simulations.audits.membership import ATTACKS, AttackScores, attack_all
 from simulations.audits.plots import RocCurve, RocPanel, roc_drawing
-from simulations.audits.protection import protection_of
+from simulations.audits.protection import titles_of
 from simulations.audits.report import NOT_AVAILABLE, AuditFigure, AuditReport, AuditTable, Finding, Value, text_of
 from simulations.audits.roc import BoolArray, Separation, roc_of, separation
 from simulations.audits.shadows import ShadowResult
@@ -45,7 +45,6 @@ LIMITS = (
 class Attacked:
     """All federations of one protection: logits and membership (K, B)."""
 
-    protection: str
     settings: RunSettings
     logits_KB: np.ndarray
     is_member_KB: BoolArray
@@ -67,7 +66,6 @@ def attacked_of(results: Iterable[ShadowResult]) -> list[Attacked]:
         groups.setdefault(result.shadow.settings.model_dump_json(), []).append(result)
     return [
         Attacked(
-            protection_of(group[0].shadow.settings.privacy),
             group[0].shadow.settings,
             np.array([one.logits for one in group]),
             np.array([one.is_member for one in group]),
@@ -80,7 +78,7 @@ def attacked_of(results: Iterable[ShadowResult]) -> list[Attacked]:
 def membership_report(data: AuditData, pooled: PooledPatients, attacked: Sequence[Attacked]) -> AuditReport:
     """Tables and curves of at least one protection."""
     scores = {place: one.scores() for place, one in enumerate(attacked)}
-    titles = _titles(attacked)
+    titles = titles_of([one.settings for one in attacked])
     overall = {
         (place, name): _separation(found, 1000, titles[place], name)
         for place, of_attack in scores.items()
@@ -110,15 +108,6 @@ def membership_report(data: AuditData, pooled: PooledPatients, attacked: Sequenc
         figures=(_figure(scores, titles),),
         limits=LIMITS,
     )
-
-
-def _titles(attacked: Sequence[Attacked]) -> list[str]:
-    """The protections; runs of the same one with other settings are numbered."""
-    names = [one.protection for one in attacked]
-    return [
-        name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"
-        for place, name in enumerate(names)
-    ]
 
 
 def _separation(found: AttackScores, resamples: int, *names: str) -> Separation | None:

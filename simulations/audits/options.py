@@ -20,7 +20,7 @@ class DataName(StrEnum):
 
 Data = Annotated[DataName, typer.Option(help="uci-heart: 920 real patients. synthetic: generated ones.")]
 Seed = Annotated[int, typer.Option(min=0, help="Draws members, generated patients and initial weights.")]
-Processes = Annotated[int, typer.Option(min=0, help="Federations to train beside each other.")]
+Processes = Annotated[int, typer.Option(min=0, help="Runs beside each other; 0 or 1: one after the other.")]
 Sites = Annotated[int, typer.Option(min=1, help="Hospitals of generated patients.")]
 Modalities = Annotated[int, typer.Option(min=1, help="Modalities of generated patients.")]
 PatientsPerSite = Annotated[int, typer.Option(min=4, help="Generated patients of each hospital.")]

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from flexmoe_core.checkpoint import write_atomic
 from server.report import page as run_page
@@ -23,14 +21,16 @@ from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Valu
 from simulations.audits.roc import Estimate
 
 TEMPLATE = "page.html.j2"
+GAP = "  "
 
 
 def show_and_write(console: Console, out: Path, report: AuditReport) -> None:
     """Print the tables, write every file into ``out``, and say where to look."""
     for table in report.tables:
-        console.print(_terminal_table(table))
+        for line in _lines_of(table):
+            console.print(line, highlight=False, soft_wrap=True)
         if table.note:
-            console.print(f"[dim]{table.note}[/dim]", highlight=False)
+            console.print(f"[dim]{escape(table.note)}[/dim]", highlight=False)
         console.print()
     write(out, report)
     console.print(f"Page      {out / report.page}", highlight=False)
@@ -81,30 +81,38 @@ def _inline(figure: AuditFigure) -> Markup:
     return inline(draw)()
 
 
-def _terminal_table(table: AuditTable) -> Table:
-    """The last column of names beside the numbers, those before it above them: 80 columns are enough."""
-    shown = Table(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+def _lines_of(table: AuditTable) -> Iterator[str]:
+    """The last column of names beside the numbers, those before it above them: 80 columns are enough.
+
+    Headings may be longer than the column below them, which the tables of rich do not allow.
+    """
+    yield f"[italic]{escape(table.title)}[/italic]"
+    beside = slice(table.names - 1, None)
+    columns, rows = table.columns[beside], [_terminal_cells(values[beside]) for values in table.rows]
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    yield _line(columns, widths)
+    yield "\N{BOX DRAWINGS LIGHT HORIZONTAL}" * (sum(widths) + len(GAP) * (len(widths) - 1))
     above = ""
-    for place, column in enumerate(table.columns[table.names - 1 :]):
-        shown.add_column(column, justify="right" if place else "left", no_wrap=place > 0)
-    for values in table.rows:
+    for values, row in zip(table.rows, rows, strict=True):
         names = ", ".join(map(text_of, values[: table.names - 1]))
         if names != above:
-            shown.add_section()
-            shown.add_row(f"[bold]{escape(names)}[/bold]")
+            yield f"[bold]{escape(names)}[/bold]"
             above = names
-        shown.add_row(*_terminal_cells(values[table.names - 1 :]))
-    return shown
+        yield _line(row, widths)
+
+
+def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = zip(cells, widths, strict=True)
+    return escape(GAP.join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]))
 
 
 def _terminal_cells(values: Sequence[Value]) -> list[str]:
     """Only the first estimate of a row has room for its interval."""
     estimates = [place for place, value in enumerate(values) if isinstance(value, Estimate)]
-    shown = [
-        value.value if isinstance(value, Estimate) and place > estimates[0] else value
+    return [
+        text_of(value.value if isinstance(value, Estimate) and place > estimates[0] else value)
         for place, value in enumerate(values)
     ]
-    return [escape(text_of(value)) for place, value in enumerate(shown)]
 
 
 def _markdown_table(table: AuditTable) -> str:

@@ -6,10 +6,11 @@ Figures have the look of the report of a run: ``server.report.theme``.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -20,10 +21,19 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from server.report.theme import INK, MUTED, STYLE, SURFACE, Drawing, Look, axes_at
 from simulations.audits.roc import Roc
 
-WIDTH, LEFT, GAP, TOP, BOTTOM = 9.6, 0.7, 0.55, 0.5, 0.55
+WIDTH, LEFT, RIGHT, GAP, TOP, BOTTOM = 9.6, 0.75, 0.25, 0.6, 0.5, 0.6
 MOST_PER_ROW, WIDEST = 3, 4.3
 PIXELS_PER_INCH = 150
 MEMBERSHIP_AXES = ("false positives, share of non-members", "true positives, share of members")
+LEGEND: Mapping[str, Any] = {
+    "facecolor": SURFACE,
+    "edgecolor": "none",
+    "framealpha": 0.85,
+    "fancybox": False,
+    "fontsize": 7.5,
+    "labelcolor": INK,
+    "handlelength": 2.4,
+}
 LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), "-.")
 
 
@@ -37,11 +47,20 @@ class RocCurve:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """(epsilon, delta)-DP: no curve about one patient is above e^epsilon * FPR + delta (Kairouz et al. 2015)."""
+
+    epsilon: float
+    delta: float
+
+
+@dataclass(frozen=True)
 class RocPanel:
     """The curves that are compared with one another."""
 
     title: str
     curves: tuple[RocCurve, ...]
+    limit: Limit | None = None
 
 
 def roc_drawing(
@@ -52,7 +71,7 @@ def roc_drawing(
     A curve begins where ten non-members are false positives.
     """
     per_row = min(len(panels), MOST_PER_ROW)
-    side = min(WIDEST, (WIDTH - LEFT - 0.1 - (per_row - 1) * GAP) / per_row)
+    side = min(WIDEST, (WIDTH - LEFT - RIGHT - (per_row - 1) * GAP) / per_row)
     rows = -(-len(panels) // per_row)
     height = rows * (TOP + side + BOTTOM)
     with house_style():
@@ -66,6 +85,10 @@ def roc_drawing(
             axes.set_xlabel(axes_titles[0])
             axes.set_ylabel("" if column else axes_titles[1])
             _draw_panel(axes, panel, floor)
+            if len(panels) == 1:
+                axes.legend(loc="lower left", bbox_to_anchor=(1.05, 0.0), **LEGEND)
+            else:
+                axes.legend(loc="lower right", borderaxespad=0.2, **LEGEND)
     return Drawing(name, alt, figure)
 
 
@@ -98,14 +121,17 @@ def _draw_panel(axes: Axes, panel: RocPanel, floor: float) -> None:
         axis.set_major_locator(FixedLocator(decades))
         axis.set_minor_locator(NullLocator())
         axis.set_major_formatter(FuncFormatter(_percent))
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, pad=5)
     diagonal = np.geomspace(floor, 1.0, 50)
     axes.plot(diagonal, diagonal, color=MUTED, linewidth=1, linestyle=(0, (2, 2)), label="guessing")
+    if panel.limit is not None:
+        highest = np.minimum(np.exp(panel.limit.epsilon) * diagonal + panel.limit.delta, 1.0)
+        label = f"most that epsilon {panel.limit.epsilon:.3g} allows"
+        axes.plot(diagonal, highest, color=INK, linewidth=1, linestyle=(0, (6, 2, 1, 2)), label=label)
     for curve, line in zip(panel.curves, LINES * len(panel.curves), strict=False):
         false_K, true_K = _shown(curve.roc, floor)
         label = f"{curve.label} (AUC {curve.roc.auc:.2f})"
         axes.plot(false_K, true_K, color=curve.look.color, linewidth=1.7, linestyle=line, label=label)
-    axes.legend(loc="lower right", frameon=False, fontsize=7.5, labelcolor=INK, handlelength=2.2, borderaxespad=0.2)
 
 
 def _shown(roc: Roc, floor: float) -> tuple[np.ndarray, np.ndarray]:

@@ -138,9 +138,9 @@ def _first_of_encoder(model: FlexMoe, modality: str) -> str | None:
 def _expected(public: PublicModel, mask: int) -> FloatArray:
     """What one patient of a combination adds to each support in an epoch, in the mean over what they hide."""
     model, table = public.model, public.table
-    shown = _showings(mask, public.settings.training.modality_dropout)
+    shown = showings(mask, public.settings.training.modality_dropout)
     rehearses = public.settings.losses.rehearsal > 0 and model.bank.learns
-    rehearsed = _showings(mask, CHANCE) if rehearses else {}
+    rehearsed = showings(mask, CHANCE) if rehearses else {}
     encoded_M = [_first_of_encoder(model, name) is not None for name in model.modalities]
     total_S = np.zeros(2 + 2 * table.modalities + model.bank.slots)
     for weights, in_training in ((shown, True), (rehearsed, False)):
@@ -158,7 +158,7 @@ def _bank_rows(public: PublicModel, seen: int) -> FloatArray:
     return used
 
 
-def _showings(mask: int, chance: float) -> Mapping[int, float]:
+def showings(mask: int, chance: float) -> Mapping[int, float]:
     """What a patient shows who hides each modality with that chance but always keeps one: chances by combination."""
     if chance == 0:
         return {mask: 1.0}

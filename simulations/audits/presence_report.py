@@ -17,11 +17,12 @@ from simulations.audits.coordinator_view import PLAIN, SUMMED
 from simulations.audits.plots import RocCurve, RocPanel, roc_drawing
 from simulations.audits.presence import ATTACKS
 from simulations.audits.presence_audit import PresenceResult, Question
-from simulations.audits.protection import NONE, protection_of
+from simulations.audits.protection import NONE, titles_of
 from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Finding, Value, text_of
 from simulations.audits.roc import BoolArray, Separation, roc_of, separation
 
 VIEWS = (PLAIN, SUMMED)
+SECURE = "secure aggregation"
 LIMITS = (
     "Two attacks of many: that they find little does not show that no other finds more.",
     "Questions are only asked where the declared modalities leave the answer open, and not of patients with "
@@ -38,14 +39,7 @@ class Protected:
 
     results: tuple[PresenceResult, ...]
     view: str
-
-    @property
-    def title(self) -> str:
-        """The protection and what it lets the coordinator see."""
-        protection = protection_of(self.results[0].run.settings.privacy)
-        if protection == NONE:
-            return "plain" if self.view == PLAIN else "secure aggregation"
-        return protection if self.view == PLAIN else f"{protection}, secure aggregation"
+    title: str
 
     def guesses(self, attack: str) -> FloatArray:
         """(N,) scores, each the mean of all attacked rounds: the coordinator sees every one."""
@@ -89,7 +83,19 @@ def protected_of(results: Sequence[PresenceResult]) -> list[Protected]:
     for result in results:
         unseeded = result.run.settings.model_copy(update={"seed": 0})
         groups.setdefault(unseeded.model_dump_json(), []).append(result)
-    return [Protected(tuple(group), view) for group in groups.values() for view in VIEWS]
+    titles = titles_of([group[0].run.settings for group in groups.values()])
+    return [
+        Protected(tuple(group), view, _title(title, view))
+        for group, title in zip(groups.values(), titles, strict=True)
+        for view in VIEWS
+    ]
+
+
+def _title(protection: str, view: str) -> str:
+    """The protection, and what else it lets the coordinator see."""
+    if view == SUMMED:
+        return protection.replace(NONE, SECURE) if protection.startswith(NONE) else f"{protection}, {SECURE}"
+    return protection
 
 
 def presence_report(protections: Sequence[Protected]) -> AuditReport:

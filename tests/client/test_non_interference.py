@@ -16,9 +16,12 @@ import numpy as np
 import pytest
 import tomli_w
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from flwr.app import Context, Message, RecordDict
 
 from client import app as client_app
+from client.ledger_file import LedgerFile
 from client.site import Site
 from flexmoe_core.audit import AuditLog
 from flexmoe_core.combinations import CombinationTable
@@ -35,7 +38,7 @@ from tests.flexmoe_core.privacy.sources import KnownSource
 from tests.simulations.federations import tiny_settings
 
 RUN = "fedcba9876543210" * 2
-ROUNDS = 3
+ROUNDS, SITE = 3, "site-1"
 DECLARED = {"patients": 60, "full_modality": True}
 
 
@@ -50,32 +53,42 @@ def hospital(folder: Path, patients: int, missing: float, seed: int) -> Path:
     return site
 
 
-def requests(study_file: Path, release_share: float) -> Iterator[tuple[str, bytes]]:
+def requests(study_file: Path, release_noise: float | None) -> Iterator[tuple[str, bytes]]:
     """A whole run's questions, a repeated one and some that must fail."""
     study, method = load_study(study_file), tiny_settings(*PRIVATE).method
-    privacy = PrivacySettings(patient=PatientPrivacy(epsilon=3.0, release_share=release_share))
+    privacy = PrivacySettings(patient=PatientPrivacy(epsilon=9.0))
     terms = Terms(run=RUN, seed=0, study=study, method=method, min_cell=1, rounds=ROUNDS, privacy=privacy)
     table = CombinationTable.build(len(study.modalities), method.model.experts, {}, 1, [study.full_mask])
     state = {name: value.detach().numpy() for name, value in initial_model(terms, table).named_parameters()}
+    noise = {SITE: 40.0}
     yield "query.handshake", encode(HandshakeRequest(terms=terms))
     for number in range(1, ROUNDS + 1):
-        request = encode(TrainRequest(terms=terms, table=table, round=number), state)
+        request = encode(TrainRequest(terms=terms, table=table, round=number, noise_multipliers=noise), state)
         yield "train", request
         yield "train", request
     yield "train", encode(TrainRequest(terms=terms, table=table, round=1), {"unknown": np.zeros(1)})
     yield "train", b"no message"
-    yield "evaluate", encode(FinishRequest(terms=terms, table=table, round=ROUNDS), state)
+    yield (
+        "evaluate",
+        encode(FinishRequest(terms=terms, table=table, round=ROUNDS, release_noise=release_noise), state),
+    )
 
 
 PRIVATE = ("method.losses.balance=0", "method.site.intercept=0", "method.site.regression=[]")
 
 
-def traffic(site: Path, state: Path, release_share: float) -> list[bytes | str]:
+def traffic(site: Path, state: Path, release_noise: float | None) -> list[bytes | str]:
     """Everything that leaves: payloads with what stands beside them, and the words of failures."""
+    key = site.parent.parent / "identity"
+    if not key.exists():
+        made = Ed25519PrivateKey.generate()
+        key.write_bytes(made.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        key.chmod(0o600)
     node: dict[str, Any] = {"site": str(site), "state": str(state), "device": "cpu", "ledger-create": True}
+    node["identity"] = str(key)
     context = Context(run_id=1, node_id=1000, node_config=node, state=RecordDict(), run_config={})
     sent: list[bytes | str] = []
-    for question, payload in requests(site.parent / "study.toml", release_share):
+    for question, payload in requests(site.parent / "study.toml", release_noise):
         try:
             sent.append(_bytes_of(client_app.app(asked(payload, question), context)))
         except client_app.SiteFailure as failure:
@@ -93,27 +106,31 @@ def _bytes_of(message: Message) -> bytes:
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Known noise, gradients and counts of zero, and a clock and error ids that stand still."""
 
+    def standing_still() -> datetime:
+        return datetime(2026, 1, 1, tzinfo=UTC)
+
     def no_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
         return self.flat({})
 
     def no_counts(probabilities_BY: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
         return np.zeros_like(count_scores(probabilities_BY, labels_B))
 
-    monkeypatch.setattr(Site.__init__, "__defaults__", (None, False, KnownSource))
+    monkeypatch.setattr(Site.__init__, "__defaults__", (None, False, KnownSource()))
     monkeypatch.setattr(PatientEngine, "weighted_sum", no_gradient)
     monkeypatch.setattr(released_scores, "count_scores", no_counts)
-    monkeypatch.setattr(AuditLog.__init__, "__defaults__", (lambda: datetime(2026, 1, 1, tzinfo=UTC), True))
+    monkeypatch.setattr(AuditLog.__init__, "__defaults__", (standing_still, True))
+    monkeypatch.setattr(LedgerFile.__init__, "__defaults__", (standing_still,))
     monkeypatch.setattr(client_app.secrets, "token_hex", lambda size: "0" * 2 * size)
 
 
 @pytest.mark.usefixtures("known")
-@pytest.mark.parametrize("release_share", [0.0, 0.2])
+@pytest.mark.parametrize("release_noise", [None, 4.0])
 def test_hospitals_of_different_patients_and_equal_declarations_send_the_same_bytes(
-    tmp_path: Path, release_share: float
+    tmp_path: Path, release_noise: float | None
 ) -> None:
     many = hospital(tmp_path / "many", patients=90, missing=0.1, seed=1)
     few = hospital(tmp_path / "few", patients=25, missing=0.5, seed=2)
-    first, second = (traffic(site, site.parent / "state", release_share) for site in (many, few))
+    first, second = (traffic(site, site.parent / "state", release_noise) for site in (many, few))
     assert len(first) == 1 + 2 * ROUNDS + 2 + 1
     assert sum(isinstance(one, str) for one in first) == 2
     assert first == second
@@ -122,7 +139,7 @@ def test_hospitals_of_different_patients_and_equal_declarations_send_the_same_by
 @pytest.mark.usefixtures("known")
 def test_one_number_of_one_patient_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = hospital(tmp_path / "site", patients=40, missing=0.1, seed=1)
-    silent = traffic(site, tmp_path / "silent", 0.0)
+    silent = traffic(site, tmp_path / "silent", None)
 
     def one_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
         gradient = self.flat({})
@@ -130,11 +147,11 @@ def test_one_number_of_one_patient_would_show(tmp_path: Path, monkeypatch: pytes
         return gradient
 
     monkeypatch.setattr(PatientEngine, "weighted_sum", one_gradient)
-    assert traffic(site, tmp_path / "loud", 0.0) != silent
+    assert traffic(site, tmp_path / "loud", None) != silent
 
 
 def test_with_randomness_that_is_secret_no_two_answers_are_the_same(tmp_path: Path) -> None:
     site = hospital(tmp_path / "site", patients=40, missing=0.1, seed=1)
-    first, second = (traffic(site, tmp_path / state, 0.2) for state in ("first", "second"))
+    first, second = (traffic(site, tmp_path / state, 4.0) for state in ("first", "second"))
     rounds = slice(1, 1 + 2 * ROUNDS)
     assert not set(first[rounds]) & set(second[rounds])

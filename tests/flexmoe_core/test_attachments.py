@@ -11,17 +11,31 @@ from flexmoe_core.errors import MessageError
 HASHES = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 
-@given(st.none() | st.builds(Head, st.integers(0, 2**62), HASHES))
-def test_what_was_attached_arrives(head: Head | None) -> None:
-    attached = Attachments(audit_head=head)
+HEADS = st.none() | st.builds(Head, st.integers(0, 2**62), HASHES)
+
+
+@given(HEADS, HEADS)
+def test_what_was_attached_arrives(audit: Head | None, ledger: Head | None) -> None:
+    attached = Attachments(audit_head=audit, ledger_head=ledger)
     assert Attachments.from_values(attached.to_values()) == attached
 
 
 @given(
-    st.dictionaries(st.sampled_from(["audit-count", "audit-hash", "other"]), st.none() | st.integers() | st.text())
+    st.dictionaries(
+        st.sampled_from(["audit-count", "audit-hash", "ledger-count", "ledger-hash", "other"]),
+        st.none() | st.integers() | st.text(),
+    )
 )
 def test_anything_else_is_refused_in_one_way(values: dict[str, object]) -> None:
     if not values:
         return
     with pytest.raises(MessageError, match="beside the payload"):
         Attachments.from_values(values)
+
+
+def test_a_signature_covers_both_heads() -> None:
+    head, other = Head(3, "a" * 64), Head(4, "b" * 64)
+    words = {
+        Attachments(audit, b"", ledger).record for audit in (None, head, other) for ledger in (None, head, other)
+    }
+    assert len(words) == 9

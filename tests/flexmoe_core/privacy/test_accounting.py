@@ -100,6 +100,14 @@ def test_only_an_unprotected_release_is_infinite_and_nothing_costs_nothing() -> 
     assert epsilon_of([sampled(1e-5, 10.0, 1)], 0.1) == 0.0
 
 
+@pytest.mark.parametrize("noise", [1e-300, 1e-9, 1e-3, 1e9, 1e300])
+@pytest.mark.parametrize("rate", [1e-300, 1e-12, 0.5, 1 - 1e-12, 1.0])
+@pytest.mark.parametrize("steps", [1, 10**9])
+def test_no_event_is_beyond_the_accountant(rate: float, noise: float, steps: int) -> None:
+    found = epsilon_of([sampled(rate, noise, steps), gaussian(noise, steps)], 1e-5)
+    assert math.isinf(found) if noise < 1e-2 else 0 <= found < 1
+
+
 @pytest.mark.parametrize("delta", [0.0, 1e-10, 1.0, math.nan])
 def test_refuses_a_delta_that_means_nothing(delta: float) -> None:
     with pytest.raises(ValueError, match="delta"):

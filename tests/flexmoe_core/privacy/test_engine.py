@@ -211,8 +211,9 @@ def test_an_empty_batch_sums_to_zero() -> None:
     assert below == 0.0
 
 
-def test_a_patient_whose_gradient_overflows_counts_as_zero_and_changes_nobody() -> None:
-    engine, batch = engine_of(method_of(tiny(**FULL)), torch.float32)
+@pytest.mark.parametrize("specialization", ["pinned", "learned"])
+def test_a_patient_whose_gradient_overflows_counts_as_zero_and_changes_nobody(specialization: str) -> None:
+    engine, batch = engine_of(method_of(tiny(**FULL, specialization=specialization)), torch.float32)
     expected_V, _ = clipped(engine, batch, [0, 2, 4], 1.0)
     for value in (1e30, torch.inf, torch.nan):
         for x in batch.cohort.inputs.values():
