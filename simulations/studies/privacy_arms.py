@@ -20,33 +20,21 @@ Family = Literal[
 ]
 TITLES: Mapping[Family, str] = MappingProxyType(
     {
-        "patient": "patient-level DP",
-        "site": "site-level DP",
-        "secure-aggregation": "secure aggregation",
-        "none": "unprotected",
-        "default": "own preset",
-        "logistic": "DP logistic",
-        "pooled-logistic": "pooled logistic",
-        "majority": "majority class",
-    }
-)
-"""Of each family, in the order of the tables, and short enough for a terminal. The first five are Flex-MoE."""
-LEGEND: Mapping[Family, str] = MappingProxyType(
-    {
         "patient": "Flex-MoE, patient-level DP",
         "site": "Flex-MoE, site-level DP",
         "secure-aggregation": "Flex-MoE, secure aggregation alone",
+        "none": "Flex-MoE, unprotected",
         "default": "Flex-MoE, unprotected, own preset",
         "logistic": "logistic regression, patient-level DP",
         "pooled-logistic": "pooled logistic regression",
         "majority": "majority class",
     }
 )
-"""Of each family in a figure; unprotected Flex-MoE is where the first two end."""
+"""Of each family, in the order of the tables."""
 
 PRESET = "private"
 DEFAULT_PRESETS: Mapping[str, str] = MappingProxyType({"multiple-features": "medium"})
-"""What one would take without privacy ("own preset"), where it is not the default."""
+"""What one would take without privacy, its own preset, where that is not the default."""
 PATIENT_DELTA, SITE_DELTA = 1e-3, 1e-2
 
 Training = RunSettings | LogisticSettings

@@ -10,7 +10,7 @@ from simulations.audits.report import AuditFigure, AuditReport, Finding, text_of
 from simulations.audits.roc import Estimate
 from simulations.studies import privacy_findings as of
 from simulations.studies.epsilon_plots import EpsilonPanel, Reference, Series, epsilon_drawing
-from simulations.studies.privacy_arms import LEGEND, PRESET, Arm, Family, epsilon_text
+from simulations.studies.privacy_arms import PRESET, TITLES, Arm, Family, epsilon_text
 from simulations.studies.privacy_findings import Findings, Measure
 from simulations.studies.privacy_tables import tables_of
 
@@ -53,7 +53,7 @@ def privacy_report(studied: Sequence[Findings]) -> AuditReport:
     lead = (
         f"The same federation (preset {PRESET}) under patient-level privacy, under site-level privacy, with secure "
         "aggregation alone and without protection; beside it federated logistic regression by DP-SGD under the same "
-        "accounting (DP logistic), and what one would take without privacy (own preset). "
+        "accounting, and what one would take without privacy (own preset). "
         f"{' and '.join(findings.data.title for findings in studied)}; {_counted(seeds, 'seed')}"
         f"{_rounds(studied)}."
     )
@@ -125,7 +125,7 @@ def _panel(findings: Findings, title: str, measure: Measure, references: tuple[R
         title,
         tuple(
             Series(
-                LEGEND[family],
+                TITLES[family],
                 LOOKS[family],
                 tuple((arm.epsilon, findings.estimate(arm, measure)) for arm in arms if arm in findings.arms),
             )
@@ -137,7 +137,7 @@ def _panel(findings: Findings, title: str, measure: Measure, references: tuple[R
 
 def _references(findings: Findings, measure: Measure) -> tuple[Reference, ...]:
     simple: tuple[Family, ...] = ("pooled-logistic", "majority")
-    return tuple(Reference(LEGEND[family], findings.estimate(Arm(family=family), measure).value) for family in simple)
+    return tuple(Reference(TITLES[family], findings.estimate(Arm(family=family), measure).value) for family in simple)
 
 
 def _told(panel: EpsilonPanel, title: str) -> str:

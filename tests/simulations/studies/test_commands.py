@@ -77,7 +77,7 @@ def test_a_failing_job_leaves_a_report_of_the_others(monkeypatch: pytest.MonkeyP
         run("--quick", "--out", str(tmp_path))
     text = (tmp_path / "privacy.md").read_text()
     assert "patient-level DP" in text
-    assert "| site-level DP" not in text
+    assert "| Flex-MoE, site-level DP" not in text
 
 
 def test_names_and_numbers_are_checked() -> None:

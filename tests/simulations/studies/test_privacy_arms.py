@@ -5,7 +5,7 @@ import pytest
 from server.settings import RunSettings
 from simulations.baselines.private_logistic import LogisticSettings
 from simulations.benchmark_data import Synthetic
-from simulations.studies.privacy_arms import DEFAULT_PRESETS, LEGEND, TITLES, Arm, arms_of, training_of
+from simulations.studies.privacy_arms import DEFAULT_PRESETS, TITLES, Arm, arms_of, training_of
 from tests.simulations.studies.results import HEART
 
 
@@ -18,7 +18,6 @@ def settings_of(arm: Arm, *changes: str) -> RunSettings:
 def test_every_family_is_there_and_those_with_a_budget_at_each_epsilon() -> None:
     arms = arms_of([1.0, 8.0])
     assert list(dict.fromkeys(arm.family for arm in arms)) == list(TITLES)
-    assert set(LEGEND) == set(TITLES) - {"none"}
     for family in ("patient", "site"):
         assert [arm.epsilon for arm in arms if arm.family == family] == [1.0, 8.0]
     assert [arm.epsilon for arm in arms if arm.family == "logistic"] == [1.0, 8.0, None]

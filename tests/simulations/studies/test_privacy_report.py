@@ -27,22 +27,22 @@ def test_private_regression_is_in_every_table() -> None:
 def test_what_is_said_of_an_arm_is_its_own() -> None:
     (found,) = findings_of(made_up_results(), ARMS)
     texts = {table.name: {tuple(row[:2]): row[2:] for row in table.texts()} for table in tables_of(found)}
-    assert texts["uci-heart-utility"]["patient-level DP", "8"][0].startswith("0.905 [")
-    assert texts["uci-heart-privacy"]["patient-level DP", "8"][2:] == ["7.920", "0.001"]
-    assert texts["uci-heart-privacy"]["unprotected", "\N{INFINITY}"][2:] == ["n/a", "n/a"]
-    assert texts["uci-heart-cost"]["site-level DP", "1"] == ["11.0", "12.0", "13.0"]
-    assert ("majority class", "\N{INFINITY}") not in texts["uci-heart-privacy"]
+    assert texts["uci-heart-utility"][TITLES["patient"], "8"][0].startswith("0.905 [")
+    assert texts["uci-heart-privacy"][TITLES["patient"], "8"][2:] == ["7.920", "0.001"]
+    assert texts["uci-heart-privacy"][TITLES["none"], "\N{INFINITY}"][2:] == ["n/a", "n/a"]
+    assert texts["uci-heart-cost"][TITLES["site"], "1"] == ["11.0", "12.0", "13.0"]
+    assert (TITLES["majority"], "\N{INFINITY}") not in texts["uci-heart-privacy"]
 
 
 def test_protection_is_compared_with_itself_unprotected_and_with_regression() -> None:
     (found,) = findings_of(made_up_results(), ARMS)
     price = next(table for table in tables_of(found) if table.name.endswith("price"))
     rows = {tuple(row[:3]): row[3] for row in price.texts()}
-    assert rows["patient-level DP", "8", "unprotected"] == "-0.015 [-0.015, -0.015]"
-    assert rows["patient-level DP", "8", "DP logistic"] == "0.010 [0.010, 0.010]"
-    assert rows["DP logistic", "1", "unprotected"].startswith("-0.040")
-    assert ("secure aggregation", "\N{INFINITY}", "unprotected") in rows
-    assert ("unprotected", "\N{INFINITY}", "unprotected") not in rows
+    assert rows[TITLES["patient"], "8", "unprotected"] == "-0.015 [-0.015, -0.015]"
+    assert rows[TITLES["patient"], "8", "logistic regression"] == "0.010 [0.010, 0.010]"
+    assert rows[TITLES["logistic"], "1", "unprotected"].startswith("-0.040")
+    assert (TITLES["secure-aggregation"], "\N{INFINITY}", "unprotected") in rows
+    assert (TITLES["none"], "\N{INFINITY}", "unprotected") not in rows
 
 
 def test_the_report_is_files_of_every_kind_and_one_page_without_others(tmp_path: Path) -> None:
