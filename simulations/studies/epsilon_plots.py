@@ -97,17 +97,29 @@ def _draw_panel(axes: Axes, panel: EpsilonPanel, epsilons: Sequence[float | None
 
 def _draw_series(axes: Axes, series: Series, epsilons: Sequence[float | None], shift: float) -> None:
     color, marker = series.look
-    points = [
-        (epsilons.index(epsilon) + shift, one.value) for epsilon, one in series.estimates if one.value is not None
+    places = [epsilons.index(epsilon) + shift for epsilon, _ in series.estimates]
+    line = [
+        (place, one.value)
+        for place, (epsilon, one) in zip(places, series.estimates, strict=True)
+        if epsilon is not None and one.value is not None
     ]
-    finite = [point for point in points if point[0] < len(epsilons) - 1.5]
-    axes.plot([], [], marker, color=color, linestyle="-", linewidth=1.4, markersize=5, label=series.label)
-    axes.plot(*zip(*finite, strict=True), color=color, linewidth=1.4) if finite else None
-    if finite and len(points) > len(finite):
-        axes.plot(*zip(finite[-1], points[-1], strict=True), color=color, linewidth=1.0, linestyle=(0, (1, 2)))
-    for epsilon, one in series.estimates:
-        at = epsilons.index(epsilon) + shift
+    axes.plot(
+        [place for place, _ in line],
+        [value for _, value in line],
+        marker,
+        color=color,
+        linestyle="-",
+        linewidth=1.4,
+        markersize=5,
+        label=series.label,
+    )
+    for place, (epsilon, one) in zip(places, series.estimates, strict=True):
+        if one.value is None:
+            continue
+        if epsilon is None and line:
+            (before, value), dots = line[-1], (0, (1, 2))
+            axes.plot((before, place), (value, one.value), color=color, linewidth=1.0, linestyle=dots)
         if one.low is not None and one.high is not None:
-            axes.plot((at, at), (one.low, one.high), color=color, linewidth=1.3, solid_capstyle="butt", alpha=0.8)
-        if one.value is not None:
-            axes.plot(at, one.value, marker, color=color, markersize=5.5, markeredgecolor=SURFACE, zorder=3)
+            ends = (one.low, one.high)
+            axes.plot((place, place), ends, color=color, linewidth=1.3, solid_capstyle="butt", alpha=0.8)
+        axes.plot(place, one.value, marker, color=color, markersize=5.5, markeredgecolor=SURFACE, zorder=3)
