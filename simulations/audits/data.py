@@ -30,6 +30,17 @@ def halves(patients: pd.DataFrame, seed: int, shadow: int) -> BoolArray:
     return is_member_B
 
 
+def with_declared_combinations(pooled: PooledPatients) -> PooledPatients:
+    """The same patients, their combinations listed in study.toml, so that all protections have the same table.
+
+    Under patient-level privacy nobody may announce any.
+    """
+    observed = pooled.observed().drop_duplicates()
+    names = [tuple(observed.columns[row]) for row in observed.to_numpy(dtype=bool)]
+    listed = tuple(sorted((one for one in names if one), key=lambda one: (-len(one), one)))
+    return replace(pooled, study=pooled.study.model_copy(update={"combinations": listed}))
+
+
 def trained_on(pooled: PooledPatients, is_member_B: BoolArray) -> PooledPatients:
     """The same patients: members are for training, all others for nothing but the attack."""
     split = np.where(is_member_B, "train", "test")

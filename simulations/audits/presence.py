@@ -66,14 +66,16 @@ def counts_from_supports(public: PublicModel, update: Update) -> FloatArray:
 
 
 def movement_of_rows(public: PublicModel, update: Update) -> FloatArray:
-    """Of each combination (C,), how far its bank rows moved (root mean square); NaN for one that has none."""
+    """Of each combination (C,), how far its bank rows moved, NaN for one that has none.
+
+    Root mean square, in units of that of all bank rows: how loud a site is in all says nothing of one combination.
+    """
     moved_C = np.full(len(public.table.masks), np.nan)
-    residual = update.weighted.get(RESIDUAL)
+    residual = update.weighted.get(RESIDUAL, np.zeros((public.model.bank.slots, 1), np.float32)).astype(np.float64)
+    unit = np.sqrt(np.square(residual).mean()) if residual.any() else 1.0
     for place, rows in _rows_of(public):
-        if rows and residual is not None:
-            moved_C[place] = np.sqrt(np.square(residual[list(rows)].astype(np.float64)).mean())
-        elif rows:
-            moved_C[place] = 0.0
+        if rows:
+            moved_C[place] = np.sqrt(np.square(residual[list(rows)]).mean()) / unit
     return moved_C
 
 

@@ -14,7 +14,7 @@ from flexmoe_core.update import Update
 from flexmoe_core.validation import FrozenModel
 from server.settings import RunSettings
 from simulations.audits.coordinator_view import PLAIN, SUMMED, View, listen, summed_view
-from simulations.audits.data import AuditData
+from simulations.audits.data import AuditData, with_declared_combinations
 from simulations.audits.presence import ATTACKS, PublicModel, zero_rows
 from simulations.audits.shadows import ReleasedModel
 from simulations.baselines.predictions import read_sites
@@ -81,7 +81,7 @@ def audit_presence(out: Path, runs: Sequence[PresenceRun], processes: int = 0) -
 
 def overhear(run: PresenceRun) -> PresenceResult:
     """Write the site folders, run the federation, and attack every round after the generalize stage."""
-    pooled = run.data.load(run.settings.seed)
+    pooled = with_declared_combinations(run.data.load(run.settings.seed))
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "hospitals"
         write_site_folders(folder, pooled)

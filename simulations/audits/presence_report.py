@@ -29,7 +29,8 @@ LIMITS = (
     "everything, whom sites declare: guessing from public facts is an AUC of 0.5.",
     "The sum is what secure aggregation reveals when all sites answer. It does not hide what all of them lack, and "
     "sums over different sites can be compared.",
-    "Where study.toml lists no combinations, the handshake announces those of at least min_cell patients anyway.",
+    "The study lists the combinations of all its patients. Unless privacy.patient forbids it, the handshake "
+    "announces those of at least min_cell patients anyway.",
 )
 
 
@@ -57,7 +58,9 @@ class Protected:
     def separation(self, attack: str, unannounced: bool) -> Separation | None:
         """How well an attack does on all questions, or on those that the handshake leaves open."""
         scores_N, asked = self.guesses(attack), self.questions
-        chosen_N = ~np.isnan(scores_N) & np.array([not (unannounced and one.announced) for one in asked])
+        chosen_N = ~np.isnan(scores_N) & np.array(
+            [not (unannounced and one.announced) for one in asked], dtype=np.bool_
+        )
         pairs: dict[tuple[str, int], int] = {}
         pair_N = np.array([pairs.setdefault((one.site, one.combination), len(pairs)) for one in asked])
         generator = numpy_generator(0, "audit", self.title, attack)
@@ -66,11 +69,11 @@ class Protected:
     @property
     def present_N(self) -> BoolArray:
         """Whether the site has such patients."""
-        return np.array([one.patients > 0 for one in self.questions])
+        return np.array([one.patients > 0 for one in self.questions], dtype=np.bool_)
 
     def count_error(self, unannounced: bool) -> float | None:
         """Mean error of the guessed numbers of patients; None where they cannot be meant of one site."""
-        chosen_N = np.array([not (unannounced and one.announced) for one in self.questions])
+        chosen_N = np.array([not (unannounced and one.announced) for one in self.questions], dtype=np.bool_)
         if self.view != PLAIN or not chosen_N.any():
             return None
         patients_N = np.array([one.patients for one in self.questions])

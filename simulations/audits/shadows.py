@@ -26,7 +26,7 @@ from flexmoe_core.validation import FrozenModel
 from server.averaging import RoundAverage
 from server.run_store import RunStore
 from server.settings import RunSettings
-from simulations.audits.data import AuditData, halves, trained_on
+from simulations.audits.data import AuditData, halves, trained_on, with_declared_combinations
 from simulations.baselines.predictions import read_sites
 from simulations.datasets.site_folders import write_site_folders
 from simulations.results import RESULTS, run_kept
@@ -104,7 +104,7 @@ def train_shadows(out: Path, shadows: Sequence[Shadow], processes: int = 0) -> I
 
 def train_shadow(shadow: Shadow) -> ShadowResult:
     """Write the site folders, train, and ask the released model about everybody; nothing but the result stays."""
-    pooled = shadow.data.load(shadow.settings.seed)
+    pooled = with_declared_combinations(shadow.data.load(shadow.settings.seed))
     is_member_B = halves(pooled.patients, shadow.settings.seed, shadow.number)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "hospitals"

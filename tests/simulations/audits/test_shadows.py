@@ -8,7 +8,7 @@ import torch
 
 from client.bundle import read_bundle
 from simulations.audits import shadows as module
-from simulations.audits.data import halves, trained_on
+from simulations.audits.data import halves, trained_on, with_declared_combinations
 from simulations.audits.shadows import ReleasedModel, Shadow, ShadowResult, shadows_of, train_shadow, train_shadows
 from simulations.benchmark_data import Synthetic
 from simulations.results import RESULTS, read_lines
@@ -75,3 +75,11 @@ def test_shadows_that_are_there_are_not_trained_again(monkeypatch: pytest.Monkey
     assert [new for _, new in other] == [True]
     assert trained == [0, 1, 2, 3, 4, 0]
     assert len(read_lines(tmp_path / RESULTS, ShadowResult)) == 6
+
+
+def test_combinations_are_declared_for_all_protections_alike() -> None:
+    pooled = with_declared_combinations(DATA.load(0))
+    observed = pooled.observed()
+    seen = {tuple(observed.columns[row]) for row in observed.to_numpy(dtype=bool)}
+    assert set(pooled.study.combinations) == seen
+    assert len(pooled.study.combinations) == len(seen) > 3
