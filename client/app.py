@@ -4,8 +4,9 @@ Every answer is in the site's audit record before it leaves.
 
 Node configuration: ``site`` (folder with site.toml), ``state`` (folder for the site's own files), ``device``
 (auto, cpu, cuda, cuda:1, ...), ``identity`` (file of the key that signs answers; without it they are unsigned),
-``audit-fsync`` and ``ledger-create`` (false and true in simulations alone: they need not survive a power cut, and
-their privacy ledger begins by itself). In a simulation that only numbers its
+``roster`` (file of the roster that its engineer pinned; without it there are no masked sums), ``audit-fsync`` and
+``ledger-create`` (false and true in simulations alone: they need not survive a power cut, and their privacy ledger
+begins by itself). In a simulation that only numbers its
 nodes, the run configuration's ``study-folder`` and ``run-folder`` stand in for the first two.
 """
 
@@ -22,8 +23,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
+from client import masked_answers
 from client.egress import Outgoing
+from client.keys import IDENTITY_KEY
 from client.ledger_file import read_head_copy
+from client.masking import Membership
+from client.node_folder import ROSTER_FILE
 from client.record import Question, SiteRecord
 from client.site import Site
 from flexmoe_core.attachments import RECORD, Attachments
@@ -44,6 +49,30 @@ class SiteFailure(Exception):
 def handshake(message: Message, context: Context) -> Message:
     """Announce what this hospital has."""
     return _answer(message, context, "handshake", Site.handshake)
+
+
+@app.query("keys")
+def keys(message: Message, context: Context) -> Message:
+    """Announce keys for a masked sum."""
+    return _answer(message, context, "keys", masked_answers.keys)
+
+
+@app.query("shares")
+def shares(message: Message, context: Context) -> Message:
+    """Deal shares for a masked sum."""
+    return _answer(message, context, "shares", masked_answers.shares)
+
+
+@app.query("count")
+def count(message: Message, context: Context) -> Message:
+    """Say under masks which rows this hospital's patients could train."""
+    return _answer(message, context, "count", masked_answers.count)
+
+
+@app.query("unmask")
+def unmask(message: Message, context: Context) -> Message:
+    """Give the shares that unmask a sum."""
+    return _answer(message, context, "unmask", masked_answers.unmask)
 
 
 @app.train()
@@ -71,20 +100,21 @@ def _answer(
         received = record.received(question, None)
         request = message.content.array_records["payload"]["bytes"].numpy().tobytes()
         received = record.received(question, request)
-        identity = context.node_config.get("identity")
+        membership = _membership(context, state)
         site = Site(
             folder,
             state,
             choose_device(str(context.node_config.get("device", AUTOMATIC))),
-            identity=None if identity is None else Path(str(identity)),
+            membership,
+            _came_beside(message).sealed,
             creates_ledger=_is_simulated(context),
         )
         payload = answer(site, request)
         copy = read_head_copy(state)
         ledger = copy.head if copy else None
         beside = Attachments(audit_head=record.answered(received, payload, ledger=ledger), ledger_head=ledger)
-        if site.identity is not None:
-            key = read_identity_key(site.identity)
+        if membership.identity is not None:
+            key = read_identity_key(membership.identity)
             said = Statement(site.name, question, digest_of(request), digest_of(payload), beside.record)
             beside = replace(beside, signature=said.sign(key))
     except Exception as error:
@@ -97,6 +127,21 @@ def _answer(
             _log(context, error_id, unrecorded)
         raise SiteFailure(f"the site could not answer; its log has the details under {error_id}") from None
     return Message(_pack(payload, beside), reply_to=message)
+
+
+def _came_beside(message: Message) -> Attachments:
+    content = message.content
+    return Attachments.from_values(content.config_records[RECORD]) if RECORD in content else Attachments()
+
+
+def _membership(context: Context, state: Path) -> Membership:
+    """Key and roster that the node was given; in a simulation those that were made for it, if any were."""
+    node = context.node_config
+    if "site" in node:
+        identity, roster = (Path(str(node[name])) if name in node else None for name in ("identity", "roster"))
+        return Membership(identity, roster)
+    identity = state / IDENTITY_KEY
+    return Membership(identity, state / ROSTER_FILE) if identity.exists() else Membership()
 
 
 def _pack(payload: Outgoing, beside: Attachments) -> RecordDict:

@@ -8,6 +8,7 @@ from flexmoe_core.command_line import lazy_group, run_command_line
 
 PLACES = {
     "keygen": "client.key_commands:keygen",
+    "roster": "client.roster_commands:roster",
     "check": "client.check_command:check",
     "start": "client.node_commands:start",
     "allow": "client.node_commands:allow",

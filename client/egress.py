@@ -15,7 +15,9 @@ import numpy as np
 from client.coverage import announced_combinations, observed_patients
 from client.entries import SiteManifest
 from client.manifest import Manifest
+from client.masking import MaskedVector
 from client.site_data import SiteData
+from flexmoe_core.masked_messages import CountReply, KeysReply, SharesReply, UnmaskReply
 from flexmoe_core.messages import FinishReply, HandshakeReply, Terms, TrainReply, TrainRequest, encode
 from flexmoe_core.naming import with_prefix
 from flexmoe_core.privacy.noised_update import NoisedUpdate
@@ -92,6 +94,38 @@ def answer_released_finish(site: str, released: Mapping[str, ReleasedScores]) ->
     for split, scores in released.items():
         arrays |= with_prefix(f"released/{split}", scores.to_arrays())
     return Outgoing(encode(FinishReply(site=site), arrays))
+
+
+def answer_masked_round(site: str, request: TrainRequest, vector: MaskedVector, seconds: float | None) -> Outgoing:
+    """A round's update and scores under masks, or keys alone; no loss."""
+    reply = TrainReply(
+        site=site,
+        round=request.round,
+        attempt=request.attempt,
+        seconds=None if seconds is None else round(seconds, 4),
+        masked=vector.masked,
+    )
+    return Outgoing(encode(reply, vector.arrays))
+
+
+def answer_masked_noised_round(site: str, request: TrainRequest, vector: MaskedVector) -> Outgoing:
+    """A round's noised update under masks, or keys alone."""
+    return answer_masked_round(site, request, vector, None)
+
+
+def answer_masked_finish(site: str, bundle: str, vector: MaskedVector) -> Outgoing:
+    """Scores under masks, and the hash that names the site's bundle."""
+    return Outgoing(encode(FinishReply(site=site, bundle=bundle, masked=vector.masked), vector.arrays))
+
+
+def answer_count(site: str, vector: MaskedVector) -> Outgoing:
+    """Which rows this site could train, under masks."""
+    return Outgoing(encode(CountReply(site=site, masked=vector.masked), vector.arrays))
+
+
+def answer_masking(reply: KeysReply | SharesReply | UnmaskReply) -> Outgoing:
+    """Keys, shares and what unmasks a sum: nothing of them depends on a patient."""
+    return Outgoing(encode(reply))
 
 
 def answer_again(stored: bytes) -> Outgoing:

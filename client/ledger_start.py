@@ -72,9 +72,13 @@ def begin(
     """Start a ledger by an operator's act; ``before`` is None where nothing was spent, as far as is known.
 
     A ledger that is not whole is kept aside, and the first line names it. Raises InputError where there is one that
-    is whole.
+    is whole, or where nothing can be written.
     """
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        what = f"cannot hold a ledger: {error.strerror or error}"
+        raise InputError([Problem(str(state), "", what, "Correct the path or its permissions.")]) from None
     replaced: list[Fact] = []
     if is_started(state):
         try:

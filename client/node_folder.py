@@ -11,6 +11,7 @@ from client.allowed_bundles import ALLOWED_FILE
 from flexmoe_core.enrollment import Enrollment, Welcome, read_public_file
 from flexmoe_core.errors import InputError, Problem
 
+ROSTER_FILE = "roster.json"
 PRIVATE_KEYS = ("node_key", "identity_key", "tls_key")
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from client.node_certificates import LocalTls, write_local_tls
-from client.node_folder import NodeFolder
+from client.node_folder import ROSTER_FILE, NodeFolder
 from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.enrollment import Welcome
 from flexmoe_core.errors import InputError, Problem
@@ -78,7 +78,8 @@ def node_services(
         command = (_stunnel(), str(_write_tunnel(node, welcome, ports, local)))
         services.append(_service(node, TUNNEL, command, environment, judges, 1.0))
         address, authority = f"{LOOPBACK}:{ports.tunnel}", local.authority
-    config = {"site": data, "state": node.state, "device": device, "identity": node.path / "identity_key"}
+    own = {"identity": node.path / "identity_key", "roster": node.path / ROSTER_FILE}
+    config = {"site": data, "state": node.state, "device": device, **own}
     supernode = (
         *(sys.executable, "-P", str(HERE / "supernode.py")),
         *("--superlink", address, "--root-certificates", str(authority)),

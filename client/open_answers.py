@@ -7,19 +7,32 @@ import time
 import torch
 
 from client.bundle import BundleFacts, write_bundle
-from client.egress import Outgoing, RoundFacts, announce_counts, answer_finish, answer_round
+from client.egress import (
+    Outgoing,
+    RoundFacts,
+    announce_counts,
+    answer_finish,
+    answer_masked_finish,
+    answer_masked_round,
+    answer_round,
+)
+from client.masking import MaskedRequest
 from client.prediction import Predictor
 from client.site_data import SiteData
 from client.site_model import Arrays, local_values, shared_values, site_inputs, site_model
 from client.state import RunState
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.curriculum import is_specialized, plan_round
-from flexmoe_core.evaluation import cells_to_arrays, score_cells
+from flexmoe_core.evaluation import CellResult, cells_to_arrays, score_cells
 from flexmoe_core.groups import specs_of, support_of
 from flexmoe_core.messages import FinishRequest, Terms, TrainRequest
-from flexmoe_core.privacy.site_clipping import clipped_update
+from flexmoe_core.privacy.secret_source import SecretSource
+from flexmoe_core.privacy.site_clipping import clipped_update, noise_share, with_noise
+from flexmoe_core.scores import Scores
 from flexmoe_core.training import train_round
-from flexmoe_core.update import build_update
+from flexmoe_core.update import Update, build_update
+
+Cells = dict[int | None, CellResult]
 
 ANNOUNCED_SPLITS = ("train", "validation")
 TRAINING_SPLITS = ("train", "validation")
@@ -31,12 +44,23 @@ def announce(data: SiteData, terms: Terms) -> Outgoing:
     return announce_counts(data, terms)
 
 
-def train(data: SiteData, request: TrainRequest, state: Arrays, memory: RunState, device: torch.device) -> Outgoing:
-    """Score the incoming state on validation patients, train it for a round, and answer the update."""
+def train(
+    data: SiteData,
+    request: TrainRequest,
+    state: Arrays,
+    memory: RunState,
+    device: torch.device,
+    masks: MaskedRequest | None,
+    source: SecretSource,
+) -> Outgoing:
+    """Score the incoming state on validation patients, train it for a round, and answer the update.
+
+    ``source`` gives the site's share of noise where site-level privacy and ``masks`` meet.
+    """
     started = time.perf_counter()
     terms, table = request.terms, request.table
     model = site_model(terms, table, data, state, memory.local_before(request.round), device)
-    scored: Arrays = {}
+    scored: Cells = {}
     if len(data.cohorts["validation"]):
         specialize = is_specialized(request.round - 1, terms.method.curriculum)
         predictor = Predictor.during_training(model, table, specialize, data.cohorts["train"], terms.method.site)
@@ -48,17 +72,27 @@ def train(data: SiteData, request: TrainRequest, state: Arrays, memory: RunState
 
     after = shared_values(model, terms)
     specs = specs_of({name: model.get_parameter(name) for name in after})
-    if terms.privacy.site is not None:
-        update = clipped_update(specs, state, after, terms.privacy.site.clip)
+    site_level, seconds = terms.privacy.site, time.perf_counter() - started
+    if site_level is not None:
+        update = clipped_update(specs, state, after, site_level.clip)
     else:
         support = {name: support_of(name, result.support, model) for name in after}
         update = build_update(specs, state, after, support)
     memory.store_local(request.round, local_values(model, terms))
-    facts = RoundFacts(result.loss, time.perf_counter() - started)
-    return answer_round(data.name, request, update, facts, scored)
+    if masks is None:
+        return answer_round(data.name, request, update, RoundFacts(result.loss, seconds), cells_to_arrays(scored))
+    update = noised_for_masks(update, terms, source)
+    return answer_masked_round(data.name, request, masks.update(update, specs, _total(scored)), seconds)
 
 
-def finish(data: SiteData, request: FinishRequest, state: Arrays, memory: RunState, device: torch.device) -> Outgoing:
+def finish(
+    data: SiteData,
+    request: FinishRequest,
+    state: Arrays,
+    memory: RunState,
+    device: torch.device,
+    masks: MaskedRequest | None,
+) -> Outgoing:
     """Score the final state on validation and, for the first time, test patients; write the bundle.
 
     What the site adds of its own may learn from validation patients only after they have been scored.
@@ -72,7 +106,18 @@ def finish(data: SiteData, request: FinishRequest, state: Arrays, memory: RunSta
     predictor = Predictor.final(model, table, specialize, training, validation, share, settings)
     validated, tested = _score(during, validation, terms), _score(predictor, test, terms)
     digest = write_bundle(memory.folder / "bundle", model, predictor.effect, bundle_facts(data, request, predictor))
-    return answer_finish(data.name, digest, validated, tested)
+    if masks is not None:
+        splits = {"validation": _total(validated), "test": _total(tested)}
+        return answer_masked_finish(data.name, digest, masks.scores(splits))
+    return answer_finish(data.name, digest, cells_to_arrays(validated), cells_to_arrays(tested))
+
+
+def noised_for_masks(update: Update, terms: Terms, source: SecretSource) -> Update:
+    """The update with this site's share of the noise of site-level privacy, which nobody could add to a sum later."""
+    site_level, masks = terms.privacy.site, terms.privacy.secure_aggregation
+    if site_level is None or masks is None:
+        return update
+    return with_noise(update, noise_share(site_level, terms.rounds, masks), source)
 
 
 def bundle_facts(data: SiteData, request: FinishRequest, predictor: Predictor) -> BundleFacts:
@@ -88,8 +133,14 @@ def bundle_facts(data: SiteData, request: FinishRequest, predictor: Predictor) -
     )
 
 
-def _score(predictor: Predictor, cohort: Cohort, terms: Terms) -> Arrays:
+def _score(predictor: Predictor, cohort: Cohort, terms: Terms) -> Cells:
     """Scores per combination."""
     if len(cohort) == 0:
         return {}
-    return cells_to_arrays(score_cells(predictor(cohort), cohort, terms.min_cell))
+    return score_cells(predictor(cohort), cohort, terms.min_cell)
+
+
+def _total(cells: Cells) -> Scores | None:
+    """The scores of all patients of some cells; None where there are none."""
+    scores = [cell.scores for cell in cells.values()]
+    return sum(scores[1:], start=scores[0]) if scores else None

@@ -6,10 +6,17 @@ import numpy as np
 import torch
 
 from client.bundle import write_bundle
-from client.egress import Outgoing, announce_declared, answer_noised_round, answer_released_finish
+from client.egress import (
+    Outgoing,
+    announce_declared,
+    answer_masked_noised_round,
+    answer_noised_round,
+    answer_released_finish,
+)
 from client.entries import SiteManifest
 from client.manifest import Manifest
-from client.open_answers import bundle_facts
+from client.masking import MaskedRequest
+from client.open_answers import bundle_facts, noised_for_masks
 from client.prediction import Predictor, label_prior
 from client.protection import Protection
 from client.site_data import SiteData
@@ -17,6 +24,7 @@ from client.site_model import Arrays, local_values, site_model
 from client.state import RunState
 from flexmoe_core.curriculum import is_specialized
 from flexmoe_core.errors import MessageError
+from flexmoe_core.groups import specs_of
 from flexmoe_core.messages import FinishRequest, TrainRequest
 from flexmoe_core.privacy.calibration import mechanism_of
 from flexmoe_core.privacy.events import Gaussian, PatientMechanism
@@ -42,6 +50,7 @@ def train(
     state: Arrays,
     memory: RunState,
     device: torch.device,
+    masks: MaskedRequest | None,
     protection: Protection,
 ) -> Outgoing:
     """Train a round by DP-SGD, which is in the ledger before it begins, and answer the noised update."""
@@ -66,7 +75,11 @@ def train(
         None if terms.privacy.site is None else terms.privacy.site.clip,
     )
     memory.store_local(request.round, local_values(model, terms), clip=noised.clip)
-    return answer_noised_round(data.name, request, noised)
+    if masks is None:
+        return answer_noised_round(data.name, request, noised)
+    specs = specs_of({name: model.get_parameter(name) for name in state})
+    update = noised_for_masks(noised.update, terms, protection.source)
+    return answer_masked_noised_round(data.name, request, masks.update(update, specs))
 
 
 def finish(

@@ -25,7 +25,7 @@ from flexmoe_core.validation import FrozenModel, SafeName
 ANSWERED, FAILED, NAMES = "answered", "failed", "names"
 COUNTS = ("announced", "declared_patients", "observed", "patients")
 
-Question = Literal["handshake", "train", "finish"]
+Question = Literal["handshake", "keys", "shares", "count", "train", "unmask", "finish"]
 Facts = dict[str, Fact]
 
 

@@ -22,14 +22,7 @@ def site_model(
 
     Raises MessageError or CheckpointError where they are another model's.
     """
-    model = build_model(
-        terms.study.modality_names,
-        site_inputs(terms, data),
-        len(terms.study.label.classes),
-        table,
-        terms.method.model,
-        terms.seed,
-    )
+    model = untrained_model(terms, table, data)
     expected = {name: value.shape for name, value in shared_parameters(model, *_locality(terms)).items()}
     if {name: value.shape for name, value in state.items()} != expected:
         raise MessageError("the coordinator's parameters are not those of this study's model")
@@ -40,6 +33,18 @@ def site_model(
         )
     load_parameters(model, {name: torch.from_numpy(value) for name, value in (state | local).items()})
     return model.to(device)
+
+
+def untrained_model(terms: Terms, table: CombinationTable, data: SiteData) -> FlexMoe:
+    """The model that a run starts from, with the encoders that this site has."""
+    return build_model(
+        terms.study.modality_names,
+        site_inputs(terms, data),
+        len(terms.study.label.classes),
+        table,
+        terms.method.model,
+        terms.seed,
+    )
 
 
 def site_inputs(terms: Terms, data: SiteData) -> tuple[ModalityInput, ...]:

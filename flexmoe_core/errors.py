@@ -47,6 +47,10 @@ class MessageError(FlexMoeError):
     """A message does not have the form that the protocol gives it."""
 
 
+class MaskingRefused(FlexMoeError):
+    """A site does not take a step of secure aggregation, because its update could be told apart by it."""
+
+
 class RunFailed(FlexMoeError):
     """A federation ended without the result that was asked for."""
 

@@ -19,10 +19,12 @@ from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, m
 from safetensors import SafetensorError
 
 from flexmoe_core.combinations import CombinationTable
+from flexmoe_core.door import UpdateLimits
 from flexmoe_core.errors import MessageError
 from flexmoe_core.groups import Group
 from flexmoe_core.privacy.rules import findings_of_method
 from flexmoe_core.privacy.settings import PrivacySettings
+from flexmoe_core.secure_aggregation.keys import MaskedStatement, PublicKeys
 from flexmoe_core.settings import MethodSettings
 from flexmoe_core.study import Study
 from flexmoe_core.update import MAGNITUDE_BITS
@@ -66,6 +68,7 @@ class Terms(FrozenModel):
     min_cell: int = Field(ge=1)
     rounds: int = Field(ge=1)
     privacy: PrivacySettings = PrivacySettings()
+    limits: UpdateLimits = UpdateLimits()
 
     @model_validator(mode="after")
     def _private(self) -> Self:
@@ -91,14 +94,51 @@ class HandshakeReply(FrozenModel):
     observed: dict[SafeName, Patients]
 
 
-class TrainRequest(FrozenModel):
+class Masking(FrozenModel):
+    """A sum that is taken of masked vectors: of ``cohort``, whose keys and shares are in place for this attempt.
+
+    ``held`` are the rows, by tensor, that may not be released and are zero in every vector. The shares that others
+    dealt to a site travel beside its message.
+    """
+
+    attempt: int = Field(ge=1)
+    cohort: tuple[SafeName, ...]
+    held: dict[str, tuple[int, ...]] = Field(default={})
+
+
+class Masked(FrozenModel):
+    """What comes with a masked vector, the array ``masked/vector``: the site's statement, and keys for the next sum.
+
+    A site that is not in the cohort sends keys alone.
+    """
+
+    statement: MaskedStatement | None
+    keys: PublicKeys | None
+
+
+class _MaskedOrPlain(FrozenModel):
+    terms: Terms
+    masking: Masking | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the run's terms want masks here."""
+        return self.terms.privacy.secure_aggregation is not None
+
+    @model_validator(mode="after")
+    def _as_agreed(self) -> Self:
+        if (self.masking is not None) != self.is_masked:
+            raise ValueError("masks are used where the run's terms say so, and nowhere else")
+        return self
+
+
+class TrainRequest(_MaskedOrPlain):
     """Score the global state on validation patients, then train it for one round. Arrays: the shared parameters.
 
     Under patient-level privacy nothing is scored, and each site adds noise of its own multiplier. The coordinator
     computes these from declared facts; what a site has promised its patients, its own ledger holds.
     """
 
-    terms: Terms
     table: Table
     round: int = Field(ge=1)
     attempt: int = Field(default=1, ge=1)
@@ -108,7 +148,8 @@ class TrainRequest(FrozenModel):
 class TrainReply(FrozenModel):
     """Arrays: ``weighted/*`` and ``support/*`` (the update), ``validation/<cell>/*`` (scores of what came in).
 
-    Under patient-level privacy the update alone.
+    Under patient-level privacy the update alone. Where ``masked`` is given, update and scores are in its vector, and
+    no loss is told.
     """
 
     site: str
@@ -116,28 +157,36 @@ class TrainReply(FrozenModel):
     attempt: int
     loss: float | None = None
     seconds: float | None = None
+    masked: Masked | None = None
 
 
-class FinishRequest(FrozenModel):
+class FinishRequest(_MaskedOrPlain):
     """Score the final state once on validation and test patients, and keep it. Arrays: the shared parameters.
 
-    Under patient-level privacy scores are released with noise of that multiplier, or not where there is none.
+    Under patient-level privacy scores are released with noise of that multiplier, or not where there is none; that
+    needs no masks.
     """
 
-    terms: Terms
     table: Table
     round: int = Field(ge=0)
     release_noise: NoiseMultiplier | None = None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether scores are summed under masks."""
+        return super().is_masked and self.terms.privacy.patient is None
 
 
 class FinishReply(FrozenModel):
     """Arrays: ``validation/<cell>/*`` and ``test/<cell>/*``. ``bundle`` is the SHA-256 of the site's bundle.
 
-    Under patient-level privacy: ``released/<split>/*``, noised counts, or nothing.
+    Under patient-level privacy: ``released/<split>/*``, noised counts, or nothing. Where ``masked`` is given, the
+    scores are in its vector.
     """
 
     site: str
     bundle: Digest | None = None
+    masked: Masked | None = None
 
 
 def encode(message: FrozenModel, arrays: Arrays | None = None) -> bytes:

@@ -27,9 +27,9 @@ class Aggregate:
     """What the sites of one round say together; every shared tensor is present.
 
     ``delta[name]`` has the tensor's shape (float64), ``support[name]`` (R,) is the summed support in patients
-    and ``contributors[name]`` (R,) the number of sites with support. A row with zero support has delta zero and
-    must keep the server's value. ``refused[name]`` lists rows that a robust rule had too few contributors for;
-    their support is zero.
+    and ``contributors[name]`` (R,) the number of sites with support, which nobody knows of a masked sum: there it is
+    empty. A row with zero support has delta zero and must keep the server's value. ``refused[name]`` lists rows that
+    a robust rule had too few contributors for; their support is zero.
     """
 
     delta: dict[str, NDArray[np.float64]]
@@ -98,7 +98,7 @@ def divide(
     specs: Iterable[TensorSpec],
     weighted: Mapping[str, NDArray[np.int64]],
     support: Mapping[str, NDArray[np.int64]],
-    contributors: Mapping[str, NDArray[np.int64]],
+    contributors: Mapping[str, NDArray[np.int64]] | None = None,
 ) -> Aggregate:
     """Summed codes of (w * delta, w), plain or unmasked, to mean deltas; zero where no site has support."""
     delta: dict[str, NDArray[np.float64]] = {}
@@ -111,5 +111,5 @@ def divide(
     return Aggregate(
         delta=delta,
         support={name: from_fixed_point(codes_R) for name, codes_R in support.items()},
-        contributors={name: count_R.copy() for name, count_R in contributors.items()},
+        contributors={name: count_R.copy() for name, count_R in (contributors or {}).items()},
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from flwr.app import Array, ArrayRecord, Message, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from flexmoe_core.attachments import RECORD, Attachments
@@ -16,7 +16,9 @@ from flexmoe_core.errors import MessageError
 
 LONGEST_REASON = 200
 POLL_S = 1.0
-Question = Literal["query.handshake", "train", "evaluate"]
+Question = Literal[
+    "query.handshake", "query.keys", "query.shares", "query.count", "query.unmask", "train", "evaluate"
+]
 
 
 @dataclass(frozen=True)
@@ -34,18 +36,29 @@ class Answers:
     beside: dict[str, Attachments] = field(default_factory=dict)
 
 
-def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes, deadline_s: float) -> Answers:
-    """Send the same payload to every node (by name) and wait until all have answered or the deadline."""
+def ask(
+    grid: Grid,
+    nodes: Mapping[str, int],
+    question: Question,
+    payload: bytes,
+    deadline_s: float,
+    beside: Mapping[str, Attachments] | None = None,
+) -> Answers:
+    """Send the same payload to every node (by name) and wait until all have answered or the deadline.
+
+    ``beside`` is what some of them get beside it.
+    """
+    extra = beside or {}
     content = _pack(payload)
     messages = {
-        name: Message(content, node, question, ttl=deadline_s, group_id=question)
+        name: Message(_with(content, extra.get(name)), node, question, ttl=deadline_s, group_id=question)
         for name, node in sorted(nodes.items())
     }
     replies = list(grid.send_and_receive(messages.values(), timeout=deadline_s))
     # An error reply for a lost node names the SuperLink as its source: the message it replies to is what counts.
     asked = {message.metadata.message_id: name for name, message in messages.items()}
     payloads: dict[str, bytes] = {}
-    beside: dict[str, Attachments] = {}
+    came_beside: dict[str, Attachments] = {}
     failed: dict[str, str] = {}
     for reply in replies:
         name = asked.pop(reply.metadata.reply_to_message_id, None)
@@ -55,7 +68,7 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
             failed[name] = f"error {reply.error.code}: {in_short(reply.error.reason or 'no reason given')}"
             continue
         try:
-            payloads[name], beside[name] = _unpack(reply.content)
+            payloads[name], came_beside[name] = _unpack(reply.content)
         except MessageError as error:
             failed[name] = str(error)
         except Exception:  # numpy's reader fails in many ways on bytes that are no array
@@ -66,7 +79,7 @@ def ask(grid: Grid, nodes: Mapping[str, int], question: Question, payload: bytes
         missing=tuple(sorted(asked.values())),
         bytes_up=sum(map(len, payloads.values())),
         bytes_down=len(payload) * len(messages),
-        beside=beside,
+        beside=came_beside,
     )
 
 
@@ -100,6 +113,12 @@ def in_short(text: str) -> str:
 def _pack(payload: bytes) -> RecordDict:
     array = Array.from_numpy_ndarray(np.frombuffer(payload, dtype=np.uint8))
     return RecordDict({"payload": ArrayRecord({"bytes": array})})
+
+
+def _with(content: RecordDict, beside: Attachments | None) -> RecordDict:
+    if beside is None:
+        return content
+    return RecordDict({**content, RECORD: ConfigRecord(dict(beside.to_values()))})
 
 
 def _unpack(content: RecordDict) -> tuple[bytes, Attachments]:

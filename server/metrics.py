@@ -17,7 +17,7 @@ from flexmoe_core.privacy.released_scores import ReleasedScores
 from flexmoe_core.score_metrics import summary
 from flexmoe_core.scores import Scores
 from server.conversation import Answers, in_short
-from server.replies import Cells, read_cells, total_scores
+from server.replies import ALL_SITES, Cells, read_cells, total_scores
 
 OTHER = "(other)"  # no modality can have such a name
 NONE = "(none)"
@@ -153,8 +153,16 @@ def split_metrics(sites: Mapping[str, Cells], terms: Terms) -> dict[str, Any]:
     empty = Scores.empty(len(terms.study.label.classes))
     return {
         "pooled": summary(total_scores(pooled) if pooled else empty),
-        "sites": {site: summary(total_scores(cells) if cells else empty) for site, cells in sorted(sites.items())},
-        "combinations": {combination_name(mask, terms): summary(cell.scores) for mask, cell in pooled.items()},
+        "sites": {
+            site: summary(total_scores(cells) if cells else empty)
+            for site, cells in sorted(sites.items())
+            if site != ALL_SITES
+        },
+        "combinations": {
+            combination_name(mask, terms): summary(cell.scores)
+            for mask, cell in pooled.items()
+            if ALL_SITES not in sites
+        },
     }
 
 

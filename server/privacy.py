@@ -63,6 +63,9 @@ def privacy_facts(
             "spent": round(site_level.spent(aggregated), 4),
             "covers": "the models of all rounds; not the metrics",
         }
+    masks = terms.privacy.secure_aggregation
+    if masks is not None:
+        facts["secure_aggregation"] = {"threshold": masks.threshold, "colluding": masks.colluding}
     return facts
 
 

@@ -18,7 +18,7 @@ from server.run_store import RunStore
 ASKED, ANSWERED, CHECKPOINT = "asked", "answered", "checkpoint"
 STARTED, RESUMED, FINISHED, FAILED = "started", "resumed", "finished", "failed"
 
-Question = Literal["handshake", "train", "finish"]
+Question = Literal["handshake", "keys", "shares", "count", "train", "unmask", "finish"]
 HANDSHAKE: Question = "handshake"
 
 

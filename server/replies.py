@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from flexmoe_core.door import UpdateLimits, validate_reply
 from flexmoe_core.errors import MessageError
 from flexmoe_core.evaluation import CellResult, cells_from_arrays
 from flexmoe_core.messages import Terms, TrainReply, TrainRequest, decode
@@ -17,10 +18,11 @@ from flexmoe_core.score_metrics import METRICS, log_loss, summary
 from flexmoe_core.scores import Scores
 from flexmoe_core.update import TensorSpec, Update
 from server.conversation import in_short
-from server.door import UpdateLimits, validate_reply
 
 LONGEST_S = 1e9
 PARTS = ("weighted/", "support/", "validation/")
+ALL_SITES = "(all sites)"
+"""In place of a site's name where only sums over all of them are known."""
 Cells = dict[int | None, CellResult]
 
 
@@ -28,7 +30,8 @@ Cells = dict[int | None, CellResult]
 class TrainReplies:
     """What the sites of one round said, by site. A site is either in ``updates`` or in ``dropped``, with reasons.
 
-    Those under a privacy that withholds them have no loss, no seconds and no cells.
+    Those under a privacy that withholds them have no loss, no seconds and no cells. Under masks, ``updates`` has
+    names alone, and ``masked`` says of which cohort and what went wrong.
     """
 
     updates: dict[str, Update]
@@ -36,10 +39,12 @@ class TrainReplies:
     losses: dict[str, float]
     seconds: dict[str, float]
     cells: dict[str, Cells]
+    masked: dict[str, object] | None = None
 
     def validation(self, after_round: int) -> dict[str, Any]:
         """Validation metrics of the state that the round started from, pooled and by site."""
-        sites = {site: _described(total_scores(cells)) for site, cells in sorted(self.cells.items()) if cells}
+        named = {site: cells for site, cells in sorted(self.cells.items()) if cells and site != ALL_SITES}
+        sites = {site: _described(total_scores(cells)) for site, cells in named.items()}
         pooled = self._pooled()
         return {"round": after_round, "pooled": _described(pooled) if pooled else None, "sites": sites}
 
@@ -106,7 +111,8 @@ def _problems_of_facts(
         problems.append("the reply calls itself by another site's name")
     if (reply.round, reply.attempt) != (request.round, request.attempt):
         problems.append(in_short(f"the reply is to round {reply.round}, attempt {reply.attempt}"))
-    if reply.loss is not None and not math.isfinite(reply.loss):
+    withheld = request.terms.privacy.patient is not None
+    if (reply.loss is None) != withheld or not math.isfinite(reply.loss or 0.0):
         problems.append("the loss is not finite")
     if reply.seconds is not None and not 0 <= reply.seconds <= LONGEST_S:
         problems.append("the seconds are no duration")

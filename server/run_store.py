@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from pydantic import Field
 
 from flexmoe_core.checkpoint import keep_last, latest_checkpoint, read_checkpoint, write_atomic, write_checkpoint
 from flexmoe_core.enrollment import Roster, read_public_file
@@ -26,10 +27,18 @@ from server.settings import RunSettings, load_settings
 
 PUBLIC_MODE = 0o644
 KEPT_CHECKPOINTS = 2
+MASKS_FILE = "masks.json"
 
 
 class _RunFile(FrozenModel):
     run: RunName
+
+
+class _MasksFile(FrozenModel):
+    """How often keys have been exchanged anew, and the rows that no sum releases, once they are fixed."""
+
+    attempt: int = Field(default=0, ge=0)
+    held: dict[str, tuple[int, ...]] | None = None
 
 
 class RunStore:
@@ -101,6 +110,29 @@ class RunStore:
         if refused:
             raise CheckpointError(f"{self.folder / 'checkpoint'}: nothing to resume from ({'; '.join(refused)})")
         return None
+
+    def next_attempt(self) -> int:
+        """A number that no masked sum of this run has had, and none will have again."""
+        masks = self._masks()
+        self._save_masks(masks.model_copy(update={"attempt": masks.attempt + 1}))
+        return masks.attempt + 1
+
+    def held_rows(self) -> dict[str, tuple[int, ...]] | None:
+        """Rows by tensor that masked sums hold back; None where they have not been fixed."""
+        return self._masks().held
+
+    def save_held_rows(self, held: Mapping[str, tuple[int, ...]]) -> None:
+        """Fix them for the whole run."""
+        self._save_masks(self._masks().model_copy(update={"held": dict(held)}))
+
+    def _masks(self) -> _MasksFile:
+        file = self.folder / MASKS_FILE
+        if not file.is_file():
+            return _MasksFile()
+        return validate(self._read_json(MASKS_FILE), _MasksFile, str(file))
+
+    def _save_masks(self, masks: _MasksFile) -> None:
+        self._write_text(MASKS_FILE, masks.model_dump_json() + "\n")
 
     def save_roster(self, roster: Roster) -> None:
         """Keep whose signatures count in this run."""

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal, Self
 import tomli_w
 from pydantic import Field, model_validator
 
+from flexmoe_core.door import UpdateLimits
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.groups import Group
 from flexmoe_core.privacy.rules import findings_of_method
 from flexmoe_core.privacy.settings import PrivacySettings
 from flexmoe_core.settings import DEFAULT_PRESET, PRESETS, MethodSettings
 from flexmoe_core.validation import Finding, FrozenModel, raise_if_any, read_toml, suggestion, validate
-from server.door import UpdateLimits
 from server.optimizers import ServerOptimizerSettings
 from server.robust import AggregationSettings
 

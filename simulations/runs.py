@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Collection, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from flwr.app import UserConfigValue
 
+from client.keys import IDENTITY_KEY, make_keys
+from client.manifest import read_manifest
+from client.node_folder import ROSTER_FILE
 from flexmoe_core.app_folder import write_app_folder
+from flexmoe_core.checkpoint import write_atomic
 from flexmoe_core.devices import AUTOMATIC
+from flexmoe_core.enrollment import Member, Roster
 from flexmoe_core.errors import InputError, Problem
 from flexmoe_core.study import load_study
 from server.app import build_app
 from server.federation import RoundObserver
+from server.masked_rounds import require_maskable
 from server.run_store import RunStore
 from server.settings import RunSettings
 from simulations.engines.faults import FaultPlan
@@ -53,7 +60,11 @@ def simulate(
         require_quorum(store.settings, folders, str(run_folder / "config.toml"))
     else:
         require_quorum(settings, folders, "--set")
-        store = RunStore.create(run_folder, load_study(study_folder / "study.toml"), settings)
+        study = load_study(study_folder / "study.toml")
+        require_maskable(settings, study, len(folders), "--set")
+        store = RunStore.create(run_folder, study, settings)
+        if settings.privacy.secure_aggregation is not None:
+            introduce(store, folders)
     run_config: dict[str, UserConfigValue] = {
         "study-folder": str(study_folder.resolve()),
         "run-folder": str(run_folder.resolve()),
@@ -65,22 +76,36 @@ def simulate(
             run_ray(write_app_folder(Path(scratch)), run_config, len(folders), timeout_s=RAY_TIMEOUT_S)
         return store
     # Whoever simulates loses a run to a power cut, not a proof: waiting for the disk at each line is for hospitals.
-    nodes = [
-        Node(
-            name,
-            {
-                "site": str(folder),
-                "state": str(site_state(run_folder, name)),
-                "device": device,
-                "audit-fsync": False,
-                "ledger-create": True,
-            },
-        )
-        for name, folder in folders.items()
-    ]
+    nodes = [Node(name, _node_config(run_folder, name, folder, device)) for name, folder in folders.items()]
     app = build_app(observe or _silent, durable=False)
     run_inprocess(app, CLIENT_APP, nodes, run_config, faults=faults, processes=processes, overhear=overhear)
     return store
+
+
+def introduce(store: RunStore, folders: Mapping[str, Path]) -> None:
+    """Make keys for every site, and have all of them pin the roster of all, as their engineers would."""
+    members = []
+    for name, folder in folders.items():
+        enrollment = make_keys(site_state(store.folder, name), read_manifest(folder).site.name)
+        members.append(Member(**enrollment.model_dump(exclude={"format"}), enrolled=datetime.now(UTC)))
+    roster = Roster(members=tuple(members))
+    store.save_roster(roster)
+    for name in folders:
+        write_atomic(site_state(store.folder, name) / ROSTER_FILE, roster.model_dump_json().encode())
+
+
+def _node_config(run_folder: Path, name: str, folder: Path, device: str) -> dict[str, UserConfigValue]:
+    state = site_state(run_folder, name)
+    config: dict[str, UserConfigValue] = {
+        "site": str(folder),
+        "state": str(state),
+        "device": device,
+        "audit-fsync": False,
+        "ledger-create": True,
+    }
+    if (state / ROSTER_FILE).exists():
+        config |= {"identity": str(state / IDENTITY_KEY), "roster": str(state / ROSTER_FILE)}
+    return config
 
 
 def site_folders(study_folder: Path, sites: Collection[str] | None = None) -> dict[str, Path]:

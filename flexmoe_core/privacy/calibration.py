@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flexmoe_core.privacy.accounting import noise_multiplier_for
 from flexmoe_core.privacy.events import Gaussian, PatientMechanism, public_schedule
-from flexmoe_core.privacy.settings import PatientPrivacy
+from flexmoe_core.privacy.settings import PatientPrivacy, SitePrivacy
 from flexmoe_core.settings import TrainingSettings
 
 
@@ -48,3 +48,8 @@ def release_event(privacy: PatientPrivacy) -> Gaussian | None:
 def _releases(privacy: PatientPrivacy) -> int:
     """How often metrics may be released: once more where anything may be computed again."""
     return 1 + min(privacy.spare_rounds, 1)
+
+
+def site_noise_multiplier(privacy: SitePrivacy, rounds: int) -> float:
+    """Noise of a round's sum under site-level privacy, in which every site takes part."""
+    return noise_multiplier_for(privacy.epsilon, privacy.delta, 1.0, rounds)

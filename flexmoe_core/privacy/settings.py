@@ -56,6 +56,10 @@ class SecureAggregation(FrozenModel):
 
     threshold: int = Field(ge=2)
     colluding: int = Field(default=0, ge=0)
+    rows: Literal["counted", "declared"] = Field(
+        default="counted",
+        description="released: counted, those that enough sites have patients for; declared, all of study.toml's",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

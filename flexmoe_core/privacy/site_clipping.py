@@ -11,12 +11,35 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from flexmoe_core.privacy.calibration import site_noise_multiplier
+from flexmoe_core.privacy.secret_source import SecretSource, noised
+from flexmoe_core.privacy.settings import SecureAggregation, SitePrivacy
 from flexmoe_core.update import TensorSpec, Update
 
 ROUNDING = 1e-6
 """By what share the clipping stays below its bound, so that float32 cannot exceed it."""
+
+
+def noise_share(privacy: SitePrivacy, rounds: int, masks: SecureAggregation) -> float:
+    """Standard deviation of what each site adds where nobody sees a single update.
+
+    ``threshold`` sites finish a sum at the least, of whom those who collude know their own part of the noise: what
+    the others have added is enough.
+    """
+    honest = masks.threshold - masks.colluding
+    return site_noise_multiplier(privacy, rounds) * privacy.clip / math.sqrt(honest)
+
+
+def with_noise(update: Update, deviation: float, source: SecretSource) -> Update:
+    """The update with Gaussian noise in every number."""
+    noisy = {
+        name: noised(source, torch.from_numpy(one), deviation).numpy().astype(np.float32)
+        for name, one in update.weighted.items()
+    }
+    return Update(weighted=noisy, support=update.support)
 
 
 def clipped_update(

@@ -22,6 +22,7 @@ from flexmoe_core.validation import FrozenModel, validate
 from server.deployment.control import FlowerRun, NoAnswer, control
 from server.deployment.folder import PUBLIC_MODE, CoordinatorFolder
 from server.deployment.invitation import study_of
+from server.masked_rounds import require_maskable
 from server.run_store import RunStore
 from server.settings import RunSettings
 
@@ -57,7 +58,9 @@ class Deployment:
         if settings.federation.quorum > members:
             what = f"is {settings.federation.quorum}, and {enrolled(members)}"
             raise InputError([Problem("federation.quorum", "", what, "Enroll more of them, or ask for fewer.")])
-        return RunStore.create(self.folder.run_folder(name), study_of(self.folder), settings)
+        study = study_of(self.folder)
+        require_maskable(settings, study, members, "--set")
+        return RunStore.create(self.folder.run_folder(name), study, settings)
 
     def open(self, name: str | None) -> RunStore:
         """A run by its name, or the latest; raises InputError where there is none."""

@@ -21,7 +21,7 @@ from flexmoe_core.scores import Scores
 from flexmoe_core.study import Study
 from flexmoe_core.validation import FrozenModel, validate
 from server.metrics import pooled_cells
-from server.replies import Cells, total_scores
+from server.replies import ALL_SITES, Cells, total_scores
 from server.run_store import RunStore
 from server.settings import RunSettings
 
@@ -99,8 +99,11 @@ class FinishedRun:
 
     @cached_property
     def test_combinations(self) -> Cells:
-        """Pooled test results by combination, largest combination first and merged small cells last."""
-        return pooled_cells(self.test.values())
+        """Pooled test results by combination, largest combination first and merged small cells last.
+
+        Masked sums have none: nobody knows which combinations they are of.
+        """
+        return {} if ALL_SITES in self.test else pooled_cells(self.test.values())
 
     def site_scores(self, site: str) -> Scores:
         """Test scores of one site; empty where it has none."""
@@ -130,7 +133,8 @@ def read_run(folder: Path) -> FinishedRun:
     history = [validate(row, Round, str(folder / "history.jsonl")) for row in store.history()]
 
     def cells(split: str) -> dict[str, Cells]:
-        return {site: _cells(f"{split}/{site}", arrays, study, settings) for site in sorted(facts.bundles)}
+        names = [*sorted(facts.bundles), *([] if settings.privacy.secure_aggregation is None else [ALL_SITES])]
+        return {site: _cells(f"{split}/{site}", arrays, study, settings) for site in names}
 
     metrics = store.metrics()
     return FinishedRun(

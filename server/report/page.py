@@ -119,6 +119,8 @@ def evaluate_run(run: FinishedRun) -> Evaluations:
     generator = np.random.default_rng(run.settings.seed)
     classes = run.study.label.classes
     few = f"no group of at least {run.settings.federation.min_cell} test patients"
+    if run.settings.privacy.secure_aggregation is not None:
+        few = "told to nobody: scores are summed under masks"
     pooled = evaluate(run.pooled(run.test), classes, generator, with_interval=METRIC_TITLES)
     sites = {}
     for site in run.sites:

@@ -30,6 +30,7 @@ from simulations.bench.modalities import (
 from simulations.bench.modalities import FEATURES as MODALITY_FEATURES
 from simulations.bench.private import BATCH as PRIVATE_BATCH
 from simulations.bench.private import PrivateBench, measure_private
+from simulations.bench.secure import measure as measure_secure
 from simulations.bench.steps import BATCHES, StepBench, StepTiming, time_steps
 from simulations.bench.workload import FEATURES
 
@@ -174,6 +175,33 @@ def modalities(
     if plot_file is not None:
         plot(costs, plot_file)
         console.print(f"Plot      {plot_file}", highlight=False)
+
+
+@bench.command("secure")
+def secure(
+    json: Json = None,
+    sites: Annotated[int, typer.Option(min=3, help="Sites in the sum.")] = 10,
+    parameters: Annotated[int, typer.Option(min=64, help="Numbers of the shared model.")] = 1_300_000,
+    repetitions: Annotated[int, typer.Option(min=1, help="Rounds; the figures are medians.")] = 5,
+) -> None:
+    """What masked sums cost one site in one round, beside the plain update: computation on one core, and bytes.
+
+    Computation is keys, shares, masks and the answer that unmasks, files on the disk included, without waiting for
+    the disk. Bytes are all that the site sends in the round; the coordinator's unmasking has one site dropped.
+    """
+    _use_threads(1)
+    console, machine = Console(), this_machine()
+    with console.status("Masking"):
+        result = measure_secure(machine, sites, parameters, repetitions)
+    title = f"One site's round: {sites} sites, threshold {result.threshold}, {parameters:,} parameters"
+    table = _table(title, "update", "computation", "bytes sent")
+    table.add_row("plain", f"{result.plain_s:.3f} s", f"{result.bytes_plain:,}")
+    table.add_row("masked", f"{result.masked_s:.3f} s", f"{result.bytes_masked:,}")
+    table.add_row("more", f"[bold]{result.added_s:.3f} s[/bold]", f"[bold]{result.ratio:.3f} times[/bold]")
+    _print(console, table, machine)
+    console.print(f"Received  {result.bytes_beside:,} bytes more than the plain request", highlight=False)
+    console.print(f"Unmasking {result.coordinator_s:.3f} s at the coordinator", highlight=False)
+    _write(console, result, json)
 
 
 def _cost_rows(costs: list[Cost]) -> Iterator[tuple[str, ...]]:

@@ -222,8 +222,10 @@ def test_killed_between_ledger_and_head_the_line_counts(tmp_path: Path) -> None:
     ledger = PrivacyLedger.open(tmp_path, KEY)
     assert ledger.head.count == 3
     assert ledger.epsilon(DELTA) == epsilon_of([ROUND] * 2, DELTA)
+    killed_charge(tmp_path, "sync_folder")
+    ledger = PrivacyLedger.open(tmp_path, KEY)
     charge_round(ledger, 2)
-    assert PrivacyLedger.open(tmp_path, KEY).epsilon(DELTA) == epsilon_of([ROUND] * 3, DELTA)
+    assert PrivacyLedger.open(tmp_path, KEY).epsilon(DELTA) == epsilon_of([ROUND] * 4, DELTA)
 
 
 def test_two_lines_ahead_of_the_head_nobody_can_have_got_by_a_kill(tmp_path: Path) -> None:
@@ -239,11 +241,13 @@ def test_two_lines_ahead_of_the_head_nobody_can_have_got_by_a_kill(tmp_path: Pat
 def test_killed_while_writing_a_line_nothing_was_charged(tmp_path: Path) -> None:
     charge_round(new_ledger(tmp_path), 1)
     whole = (tmp_path / LEDGER_FILE).read_bytes()
-    (tmp_path / LEDGER_FILE).write_bytes(whole + b'{"event":"charged","facts":{"att')
+    (tmp_path / LEDGER_FILE).write_bytes(whole + b'{"event":"charged","facts":{"att' + b"t" * 2000)
     ledger = PrivacyLedger.open(tmp_path, KEY)
     assert ledger.epsilon(DELTA) == epsilon_of([ROUND], DELTA)
     charge_round(ledger, 2)
-    assert (tmp_path / LEDGER_FILE).read_bytes().startswith(whole + b'{"event":"charged","facts":{"attempt":1,')
+    mended = (tmp_path / LEDGER_FILE).read_bytes()
+    assert mended.startswith(whole + b'{"event":"charged","facts":{"attempt":1,')
+    assert mended.endswith(b"}\n")
     assert PrivacyLedger.open(tmp_path, KEY).head.count == 3
 
 

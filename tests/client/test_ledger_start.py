@@ -139,3 +139,9 @@ def test_a_damaged_ledger_is_not_carried_over_in_part(tmp_path: Path) -> None:
         earlier_charges(ledger)
     with pytest.raises(InputError, match="cannot be read"):
         earlier_charges(tmp_path / "nowhere.jsonl")
+
+
+def test_a_folder_that_cannot_be_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot hold a ledger"):
+        begin(tmp_path / "file" / "state", KEY, "first", None)

@@ -22,6 +22,7 @@ from flwr.app import Context, Message, RecordDict
 
 from client import app as client_app
 from client.ledger_file import LedgerFile
+from client.masking import Membership
 from client.site import Site
 from flexmoe_core.audit import AuditLog
 from flexmoe_core.combinations import CombinationTable
@@ -115,7 +116,7 @@ def known(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_counts(probabilities_BY: np.ndarray, labels_B: np.ndarray) -> np.ndarray:
         return np.zeros_like(count_scores(probabilities_BY, labels_B))
 
-    monkeypatch.setattr(Site.__init__, "__defaults__", (None, False, KnownSource()))
+    monkeypatch.setattr(Site.__init__, "__defaults__", (Membership(), {}, False, KnownSource()))
     monkeypatch.setattr(PatientEngine, "weighted_sum", no_gradient)
     monkeypatch.setattr(released_scores, "count_scores", no_counts)
     monkeypatch.setattr(AuditLog.__init__, "__defaults__", (standing_still, True))

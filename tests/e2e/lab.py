@@ -156,6 +156,11 @@ class Lab:
         self.hospitals[name] = hospital
         return hospital
 
+    def pin_rosters(self) -> None:
+        """Every hospital pins the coordinator's roster of now, as masked sums need it."""
+        for hospital in self.hospitals.values():
+            run([*program("flexmoe-client"), "roster", str(hospital.node), str(self.folder / "roster.json")])
+
     def status(self, run_name: str | None = None) -> dict[str, Any]:
         """What ``flexmoe-server status --json`` says."""
         options = [] if run_name is None else ["--run", run_name]

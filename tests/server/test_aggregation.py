@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexmoe_core.door import UpdateLimits, validate_reply
 from flexmoe_core.update import MAX_SITES, TensorSpec, Update, build_update
 from server.aggregation import Aggregate, Aggregator, FixedPointSum
-from server.door import UpdateLimits, validate_reply
 from server.optimizers import ServerOptimizerSettings
 from server.robust import AggregationSettings
 from tests.server.federations import federations, random_update, sent

@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord, Error, Message
 
 from flexmoe_core.attachments import RECORD, Attachments
 from flexmoe_core.audit import AuditLog
-from flexmoe_core.audit_line import Entry
+from flexmoe_core.audit_line import Entry, Head
 from flexmoe_core.audit_verify import record_path, verify
 from flexmoe_core.errors import AuditError, RunFailed
 from flexmoe_core.messages import TrainReply, TrainRequest, decode, encode, outline
@@ -128,6 +128,21 @@ def test_questions_and_answers_are_recorded_by_size_and_hash(store: RunStore) ->
         (answer,) = sent[1]["answers"].values()
         expected = {"bytes": len(said[kind]), "sha256": hashlib.sha256(said[kind]).hexdigest(), "head": None}
         assert answer == expected
+
+
+def test_where_a_sites_privacy_ledger_ends_is_recorded_with_its_answer(store: RunStore) -> None:
+    head, north = Head(12, "d" * 64), site("north", GOOD)
+
+    def charged(message: Message) -> Message:
+        reply = north(message)
+        assert isinstance(reply, Message)
+        reply.content[RECORD] = ConfigRecord(dict(Attachments(ledger_head=head).to_values()))
+        return reply
+
+    federated(store, charged)
+    answers = [one for line in lines_of(store) if line["event"] == "answered" for one in line["answers"].values()]
+    assert len(answers) == 4
+    assert all(one["ledger"] == {"count": 12, "hash": "d" * 64} and one["head"] is None for one in answers)
 
 
 def test_missing_and_dropped_sites_are_named_with_the_reason(store: RunStore) -> None:

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flexmoe_core.door import UpdateLimits
 from flexmoe_core.messages import TrainRequest
 from flexmoe_core.naming import with_prefix
 from flexmoe_core.update import TensorSpec
-from server.door import UpdateLimits
 from server.replies import TrainReplies, read_train_replies
 from tests.server.scripted import make_table, make_terms, sealed, some_cells
 

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as numpy_st
 
+from flexmoe_core.door import UpdateLimits, validate_reply
 from flexmoe_core.update import TensorSpec, Update
 from server.aggregation import FixedPointSum
-from server.door import UpdateLimits, validate_reply
 from tests.server.federations import federations
 
 SPECS = (TensorSpec("experts", (2, 3), 2), TensorSpec("head", (2,), 1))

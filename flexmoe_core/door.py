@@ -1,4 +1,7 @@
-"""The door: what is wrong with one site's update, in plain words, before any of it is summed."""
+"""The door: what is wrong with one site's update, in plain words, before any of it is summed.
+
+The coordinator stands there; under masks it cannot, and each site examines its own update.
+"""
 
 from __future__ import annotations
 
