@@ -209,5 +209,5 @@ def test_settings_cannot_change_after_they_were_checked() -> None:
                 yield from models(value)
 
     found = list(models(RunSettings(method=MethodSettings())))
-    assert len(found) == 12
+    assert len(found) == 13
     assert all(model.model_config.get("frozen") and model.model_config.get("extra") == "forbid" for model in found)
