@@ -25,3 +25,16 @@ def test_anything_else_is_refused_in_one_way(values: dict[str, object]) -> None:
         return
     with pytest.raises(MessageError, match="beside the payload"):
         Attachments.from_values(values)
+
+
+def test_what_was_sealed_comes_back_by_sender() -> None:
+    sealed = {"north": b"1" * 94, "south-2": b""}
+    beside = Attachments(Head(7, "a" * 64), b"s" * 64, sealed)
+    assert Attachments.from_values(beside.to_values()) == beside
+    assert Attachments.from_values(Attachments(sealed=sealed).to_values()).sealed == sealed
+
+
+@pytest.mark.parametrize("body", ["text", 5, b"x" * 1025])
+def test_something_sealed_of_another_kind_is_refused(body: object) -> None:
+    with pytest.raises(MessageError, match="sealed of another kind"):
+        Attachments.from_values({"sealed-north": body})

@@ -179,7 +179,7 @@ def test_unequal_models_give_refusals_and_garbage(tmp_path: Path) -> None:
     sites.mask(place, vectors, received={"site-02": "d" * 64})
     with pytest.raises(MaskingRefused, match="another request"):
         sites.unmask(place)
-    # even with every self-mask off, the pairwise masks with the odd site do not cancel, and the sum is seen to be none
+    # even with every self-mask off, the masks with the odd site do not cancel, and the sum is seen to be none
     masked_V = total(sites.masked, sites.cohort)
     for name in sites.cohort:
         known = sites.participants[name].memory.find(place)
