@@ -11,6 +11,7 @@ from simulations.benchmark_commands import benchmark
 from simulations.datasets.commands import prepare
 from simulations.demo import demo
 from simulations.run_commands import run
+from simulations.studies.commands import study
 
 app = typer.Typer(
     name="flexmoe-sim",
@@ -22,6 +23,7 @@ app.add_typer(prepare, name="prepare")
 app.add_typer(benchmark, name="benchmark")
 app.add_typer(bench, name="bench")
 app.add_typer(audit, name="audit")
+app.add_typer(study, name="study")
 app.command(name="run")(run)
 app.command(name="demo")(demo)
 

@@ -64,6 +64,26 @@ def write_summary(console: Console, out: Path, summary: str) -> None:
     console.print(f"Summary   {out / 'summary.md'}", highlight=False)
 
 
+def run_kept(
+    file: Path,
+    work: Callable[[Piece], Line],
+    pieces: Sequence[Piece],
+    model: type[Line],
+    piece_of: Callable[[Line], Piece],
+    processes: int,
+) -> Iterator[tuple[Line, bool]]:
+    """The result of every piece, and whether it is new: what has its line is not worked on again, and comes first.
+
+    ``work``, ``pieces`` and ``processes`` as of ``run_each``. Raises InputError for a bad
+    line, and what the work raises.
+    """
+    stored = {piece_of(line): line for line in read_lines(file, model)}
+    yield from ((stored[piece], False) for piece in pieces if piece in stored)
+    for result in run_each(work, [piece for piece in pieces if piece not in stored], processes):
+        append_line(file, result)
+        yield result, True
+
+
 def run_each(work: Callable[[Piece], Found], pieces: Sequence[Piece], processes: int) -> Iterator[Found]:
     """The result of every piece as soon as it is there; with ``processes`` that many run beside each other.
 

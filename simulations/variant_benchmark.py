@@ -18,7 +18,7 @@ from simulations.benchmark_data import DataSet
 from simulations.comparison import Result, result_of
 from simulations.datasets.mean_fill import mean_filled
 from simulations.datasets.site_folders import write_site_folders
-from simulations.results import RESULTS, append_line, read_lines, run_each
+from simulations.results import RESULTS, run_kept
 from simulations.runs import simulate, site_bundle, site_folders
 from simulations.variants import BASELINES, VARIANTS, Hospitals, title_of
 
@@ -58,11 +58,7 @@ def run_jobs(out: Path, jobs: Sequence[Job], processes: int = 0) -> Iterator[tup
 
     With ``processes``, that many jobs run beside each other. Raises InputError, and what a run raises.
     """
-    stored = {_key(result.job): result for result in read_lines(out / RESULTS, JobResult)}
-    yield from ((stored[_key(job)], False) for job in jobs if _key(job) in stored)
-    for result in run_each(run_job, [job for job in jobs if _key(job) not in stored], processes):
-        append_line(out / RESULTS, result)
-        yield result, True
+    return run_kept(out / RESULTS, run_job, jobs, JobResult, lambda result: result.job, processes)
 
 
 def run_job(job: Job) -> JobResult:
@@ -93,7 +89,3 @@ def _settings_of(method: str, seed: int, settings: RunSettings) -> RunSettings |
     if method in VARIANTS:
         return seeded.model_copy(update={"method": VARIANTS[method].change(settings.method)})
     return seeded if BASELINES[method].trains_model else None
-
-
-def _key(job: Job) -> str:
-    return job.model_dump_json()

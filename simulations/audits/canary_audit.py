@@ -30,7 +30,7 @@ from simulations.audits.canaries import (
     seen_by_auditor,
 )
 from simulations.audits.one_run import OneRunBound, best_bound
-from simulations.results import RESULTS, append_line, read_lines, run_each
+from simulations.results import RESULTS, run_kept
 
 CLIP = 0.1
 GUESSED = (0.1, 0.2, 0.4, 0.8)
@@ -86,11 +86,8 @@ class CanaryResult(FrozenModel):
 
 def audit_canaries(out: Path, runs: Sequence[CanaryRun], processes: int = 0) -> Iterator[CanaryResult]:
     """Each run's result as soon as it is there, stored ones first. Raises InputError."""
-    stored = {result.run: result for result in read_lines(out / RESULTS, CanaryResult)}
-    yield from (stored[run] for run in runs if run in stored)
-    for result in run_each(audit_run, [run for run in runs if run not in stored], processes):
-        append_line(out / RESULTS, result)
-        yield result
+    kept = run_kept(out / RESULTS, audit_run, runs, CanaryResult, lambda result: result.run, processes)
+    yield from (result for result, _ in kept)
 
 
 def audit_run(run: CanaryRun) -> CanaryResult:

@@ -20,7 +20,6 @@ from simulations.audits.plots import save
 from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Value, csv_rows, text_of
 from simulations.audits.roc import Estimate
 
-PAGE, SUMMARY = "audit.html", "audit.md"
 TEMPLATE = "page.html.j2"
 GAP = "  "
 
@@ -34,20 +33,20 @@ def show_and_write(console: Console, out: Path, report: AuditReport) -> None:
             console.print(f"[dim]{escape(table.note)}[/dim]", highlight=False)
         console.print()
     write(out, report)
-    console.print(f"Page      {out / PAGE}", highlight=False)
-    console.print(f"Summary   {out / SUMMARY}", highlight=False)
+    console.print(f"Page      {out / report.page}", highlight=False)
+    console.print(f"Summary   {out / report.summary}", highlight=False)
 
 
 def write(out: Path, report: AuditReport) -> None:
-    """CSV of every table, PNG and SVG of every figure, audit.md and audit.html."""
+    """CSV of every table, PNG and SVG of every figure, Markdown and page."""
     out.mkdir(parents=True, exist_ok=True)
     for table in report.tables:
         write_atomic(out / f"{table.name}.csv", _csv(table).encode(), PUBLIC_MODE)
     for figure in report.figures:
         for path in save(figure.drawing, out / figure.drawing.name):
             path.chmod(PUBLIC_MODE)
-    write_atomic(out / SUMMARY, markdown_of(report).encode(), PUBLIC_MODE)
-    write_atomic(out / PAGE, page_of(report).encode(), PUBLIC_MODE)
+    write_atomic(out / report.summary, markdown_of(report).encode(), PUBLIC_MODE)
+    write_atomic(out / report.page, page_of(report).encode(), PUBLIC_MODE)
 
 
 def markdown_of(report: AuditReport) -> str:

@@ -19,7 +19,7 @@ from simulations.audits.presence import ATTACKS, PublicModel, zero_rows
 from simulations.audits.shadows import ReleasedModel
 from simulations.baselines.predictions import read_sites
 from simulations.datasets.site_folders import write_site_folders
-from simulations.results import RESULTS, append_line, read_lines, run_each
+from simulations.results import RESULTS, run_kept
 from simulations.runs import site_folders
 
 
@@ -75,11 +75,8 @@ class PresenceResult(FrozenModel):
 
 def audit_presence(out: Path, runs: Sequence[PresenceRun], processes: int = 0) -> Iterator[PresenceResult]:
     """Each federation's result as soon as it is there, stored ones first. Raises InputError and what a run raises."""
-    stored = {result.run: result for result in read_lines(out / RESULTS, PresenceResult)}
-    yield from (stored[run] for run in runs if run in stored)
-    for result in run_each(overhear, [run for run in runs if run not in stored], processes):
-        append_line(out / RESULTS, result)
-        yield result
+    kept = run_kept(out / RESULTS, overhear, runs, PresenceResult, lambda result: result.run, processes)
+    yield from (result for result, _ in kept)
 
 
 def overhear(run: PresenceRun) -> PresenceResult:

@@ -55,7 +55,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class AuditReport:
-    """``lead`` says what was done, ``limits`` what cannot be concluded from it."""
+    """``lead`` says what was done, ``limits`` what cannot be concluded from it.
+
+    ``kind`` says above the title what it is; ``stem`` names page and summary.
+    """
 
     title: str
     lead: str
@@ -63,6 +66,18 @@ class AuditReport:
     tables: tuple[AuditTable, ...]
     figures: tuple[AuditFigure, ...]
     limits: tuple[str, ...]
+    kind: str = "privacy audit"
+    stem: str = "audit"
+
+    @property
+    def page(self) -> str:
+        """The file name of the page."""
+        return f"{self.stem}.html"
+
+    @property
+    def summary(self) -> str:
+        """The file name of the Markdown."""
+        return f"{self.stem}.md"
 
 
 def text_of(value: Value) -> str:

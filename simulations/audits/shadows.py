@@ -29,7 +29,7 @@ from server.settings import RunSettings
 from simulations.audits.data import AuditData, halves, trained_on, with_declared_combinations
 from simulations.baselines.predictions import read_sites
 from simulations.datasets.site_folders import write_site_folders
-from simulations.results import RESULTS, append_line, read_lines, run_each
+from simulations.results import RESULTS, run_kept
 from simulations.runs import simulate, site_folders
 
 SURE = 1e-12
@@ -99,11 +99,7 @@ def train_shadows(out: Path, shadows: Sequence[Shadow], processes: int = 0) -> I
 
     With ``processes``, that many are trained beside each other. Raises InputError, and what a run raises.
     """
-    stored = {result.shadow: result for result in read_lines(out / RESULTS, ShadowResult)}
-    yield from ((stored[shadow], False) for shadow in shadows if shadow in stored)
-    for result in run_each(train_shadow, [shadow for shadow in shadows if shadow not in stored], processes):
-        append_line(out / RESULTS, result)
-        yield result, True
+    return run_kept(out / RESULTS, train_shadow, shadows, ShadowResult, lambda result: result.shadow, processes)
 
 
 def train_shadow(shadow: Shadow) -> ShadowResult:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 from statistics import median
 from types import MappingProxyType
 
@@ -54,10 +55,8 @@ class PrivateBench(FrozenModel):
 
 def measure_private(devices: Sequence[torch.device], batch: int, repetitions: int) -> Iterator[PrivateCost]:
     """A row for each preset on each device."""
-    cases = [(preset, device) for device in devices for preset in CHOSEN]
-    # Before this process grows: on Linux a new process starts with the peak of the one that started it.
-    memory = [[_memory_of(name, *case, batch) for name in CONTENDERS] for case in cases]
-    for (preset, device), (ordinary_bytes, private_bytes) in zip(cases, memory, strict=True):
+    for device, preset in product(devices, CHOSEN):
+        ordinary_bytes, private_bytes = (_memory_of(name, preset, device, batch) for name in CONTENDERS)
         steps = [step_of(name, preset, device, batch) for name in CONTENDERS]
         rows = list(interleaved(steps, device, repetitions, STEPS))
         yield PrivateCost(

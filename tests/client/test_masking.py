@@ -129,7 +129,7 @@ def test_a_round_sends_a_masked_vector_keys_and_no_loss(federation: Federation) 
 def test_a_site_outside_the_cohort_trains_nothing_and_announces_keys(
     federation: Federation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("client.site.train_round", None)  # training would be an error
+    monkeypatch.setattr("client.open_answers.train_round", None)  # training would be an error
     federation.exchange()
     reply, arrays = decode(federation.site.train(federation.train(federation.masking(cohort=NAMES[1:]))), TrainReply)
     assert reply.masked is not None and reply.masked.statement is None and reply.masked.keys is not None

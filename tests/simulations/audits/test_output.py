@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from server.report.theme import SITE_COLORS, Look
-from simulations.audits.output import PAGE, SUMMARY, markdown_of, page_of, show_and_write
+from simulations.audits.output import markdown_of, page_of, show_and_write
 from simulations.audits.plots import Limit, RocCurve, RocPanel, roc_drawing
 from simulations.audits.report import AuditFigure, AuditReport, AuditTable, Finding, text_of
 from simulations.audits.roc import Estimate, Roc, roc_of
@@ -65,7 +65,7 @@ def test_files_and_terminal(tmp_path: Path) -> None:
     console = Console(width=80, record=True, file=(tmp_path / "terminal").open("w"))
     show_and_write(console, tmp_path / "out", report())
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"attacks.csv", "roc.png", "roc.svg", SUMMARY, PAGE}
+    assert names == {"attacks.csv", "roc.png", "roc.svg", report().summary, report().page}
     lines = console.export_text().splitlines()
     assert LONG in lines, "headings may be longer than the columns"
     numbers = [line for line in lines if line.startswith(("attack", "LiRA", "loss"))]
@@ -101,7 +101,7 @@ def test_the_page_needs_nothing_else_and_escapes_names() -> None:
 def test_pictures_are_the_same_every_time(tmp_path: Path) -> None:
     for name in ("a", "b"):
         show_and_write(Console(quiet=True), tmp_path / name, report())
-    for file in ("roc.png", "roc.svg", PAGE):
+    for file in ("roc.png", "roc.svg", report().page):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
 
 
