@@ -39,6 +39,8 @@ def test_a_signature_covers_both_heads() -> None:
         Attachments(audit, b"", ledger).record for audit in (None, head, other) for ledger in (None, head, other)
     }
     assert len(words) == 9
+
+
 def test_what_was_sealed_comes_back_by_sender() -> None:
     sealed = {"north": b"1" * 94, "south-2": b""}
     beside = Attachments(Head(7, "a" * 64), b"s" * 64, sealed=sealed)
