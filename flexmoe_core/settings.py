@@ -76,6 +76,11 @@ class TrainingSettings(FrozenModel, allow_inf_nan=False):
     weight_decay: float = Field(default=1.0, ge=0)
     bank_decay: float = Field(default=1.0, ge=0, description="decay of the bank's residual rows")
     bias_rate: float = Field(default=0.01, ge=0, description="step of a bias in logits, with balancing by bias")
+    gradient_norm: float = Field(
+        default=0.0,
+        ge=0,
+        description="largest L2 norm of a batch's gradient; 0: any. Under privacy.patient each patient's is limited",
+    )
     batch_size: int = Field(default=64, ge=1)
     epochs: int = Field(default=1, ge=1)
     precision: Literal["float32", "bfloat16"] = Field(
@@ -162,11 +167,17 @@ def paper() -> MethodSettings:
 
 
 def private() -> MethodSettings:
-    """For patient-level privacy: few parameters, and nothing that a guarantee does not allow."""
+    """For patient-level privacy: few parameters, and nothing that a guarantee does not allow.
+
+    Every step sees as many patients as it can, and plain gradient descent follows the noised sum: an adaptive
+    optimizer would move parameters that only noise moves as fast as the others.
+    """
     return MethodSettings(
         model=ModelSettings(width=16, expert_width=16, experts=4, dropout=0.0),
         losses=LossSettings(balance=0.0, rehearsal=0.0),
-        training=TrainingSettings(weight_decay=0.1, bank_decay=0.1),
+        training=TrainingSettings(
+            optimizer="sgd", learning_rate=1.0, weight_decay=0.0, bank_decay=0.0, batch_size=1024, gradient_norm=1.0
+        ),
         site=SiteSettings(intercept=0.0, regression=()),
     )
 

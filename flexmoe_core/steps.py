@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 
 from flexmoe_core.balancing import adjust_bias, count_choices
 from flexmoe_core.cohort import Cohort
@@ -122,6 +123,8 @@ class Steps:
                 self._add_gradient(lesson.select(index_S), Share.of(index_S, specialized_B), fixed_shapes)
                 for index_S in torch.arange(len(lesson), device=full_B.device).split(size)
             ]
+        if self.settings.training.gradient_norm > 0:
+            clip_grad_norm_(self.model.parameters(), self.settings.training.gradient_norm)
         self.optimizer.step()
         self._balance(parts)
 

@@ -137,3 +137,14 @@ def test_one_wide_layer_drops_at_its_rate_and_keeps_the_mean(monkeypatch: pytest
     assert y_TD.mean() == pytest.approx(9 * 16, rel=0.01)
     assert torch.equal(mix(x_TD, chosen_TK, gates_TK, weights, 0.25, generator(1)), y_TD)
     assert mix(x_TD, chosen_TK, gates_TK, weights).eq(9 * 16).all()
+
+
+def test_a_gradient_is_no_longer_than_its_norm_may_be_and_keeps_its_direction() -> None:
+    options: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 1e-3}
+    losses = {"balance": 0.0, "rehearsal": 0.0}
+    free = gradients_of_a_step(method({}, losses, **options), {}, taught=False)
+    norm = torch.cat([one.flatten() for one in free.values()]).norm()
+    for limit, expected in ((float(norm) / 3, 1 / 3), (float(norm) * 2, 1.0)):
+        bound = gradients_of_a_step(method({}, losses, gradient_norm=limit, **options), {}, taught=False)
+        for name, gradient in free.items():
+            torch.testing.assert_close(bound[name], expected * gradient, rtol=1e-4, atol=1e-8, msg=name)
