@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "privacy.md").read_text()
 README = (ROOT / "README.md").read_text().partition("## Privacy")[2].partition("\n## ")[0]
 NAMED = sorted(set(re.findall(r"`(tests/[\w/]+\.py)(?:::(\w+))?`", TEXT)))
-COMMANDS = [shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ | {4})(flexmoe-.+)$", TEXT, re.MULTILINE)]
+COMMANDS = [
+    shlex.split(line, comments=True) for line in re.findall(r"^(?:\$ | {4})(flexmoe-.+)$", TEXT, re.MULTILINE)
+]
 README_COMMANDS = [shlex.split(line) for line in re.findall(r"^\| `(flexmoe-.+?)`", README, re.MULTILINE)]
 
 
@@ -32,12 +35,12 @@ def test_every_file_that_is_named_exists() -> None:
     assert {file for file in files if not (ROOT / file).is_file()} == set()
 
 
-@pytest.mark.parametrize("words", [*COMMANDS, *README_COMMANDS], ids=shlex.join)
+@pytest.mark.parametrize("words", COMMANDS, ids=shlex.join)
 def test_our_parsers_take_every_command(words: list[str]) -> None:
     assert complaint(words) == ""
 
 
-@pytest.mark.parametrize("words", [words for words in [*COMMANDS, *README_COMMANDS] if "--set" in words], ids=shlex.join)
+@pytest.mark.parametrize("words", [words for words in COMMANDS if "--set" in words], ids=shlex.join)
 def test_every_setting_that_a_command_changes_is_one(words: list[str]) -> None:
     preset = words[words.index("--preset") + 1] if "--preset" in words else DEFAULT_PRESET
     settings_with(_after(words, "--set"), preset)
@@ -56,7 +59,7 @@ def test_every_section_that_is_linked_is_there() -> None:
 
 
 def _after(words: list[str], option: str) -> Iterator[str]:
-    return (value for word, value in zip(words, words[1:], strict=False) if word == option)
+    return (value for word, value in pairwise(words) if word == option)
 
 
 def _anchor(title: str) -> str:
