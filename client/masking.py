@@ -26,6 +26,8 @@ from flexmoe_core.signatures import digest_of, read_identity_key
 from flexmoe_core.update import TensorSpec, Update
 
 SECRETS_FOLDER = "masks"
+LIFETIME_S = 7 * 24 * 3600.0
+"""After which the secrets of a run that was never finished are erased."""
 HELD_FILE = "held_rows.json"
 VECTOR = "masked/vector"
 
@@ -236,5 +238,7 @@ def masker_for(
         least_sum=membership.least_sum,
     )
     participant.require_sound()
+    for left in memory.folder.parent.glob(f"*/{SECRETS_FOLDER}"):
+        MemoryFolder(left).erase_older(LIFETIME_S)
     folder.mkdir(exist_ok=True, mode=0o700)
     return Masker(participant, terms, memory.folder, sealed)

@@ -29,6 +29,3 @@ def findings_of_method(method: MethodSettings, privacy: PrivacySettings) -> Iter
     if training.precision != "float32":
         what = f"is not supported {UNDER_DP}: norms of patients' gradients need float32"
         yield Finding(what, "Set it to float32.", "method.training.precision")
-    if privacy.secure_aggregation is not None and privacy.secure_aggregation.rows != "declared":
-        what = f"counts which patients sites have, without noise, {UNDER_DP}"
-        yield Finding(what, "Set it to declared.", "privacy.secure_aggregation.rows")

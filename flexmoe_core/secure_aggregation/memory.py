@@ -7,6 +7,7 @@ twice however a process ends; a file whose secrets are erased stays, and says th
 from __future__ import annotations
 
 import fcntl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,6 +80,14 @@ class MemoryFolder:
         """Erase the secrets of all earlier places, whatever became of them."""
         for file in self._folder.glob("*.json"):
             if self._order(file) < order:
+                memory = self._read(file)
+                if memory.phase != "over":
+                    self.keep(memory.erased())
+
+    def erase_older(self, seconds: float) -> None:
+        """Erase secrets that nobody came back for: of files written longer ago."""
+        for file in self._folder.glob("*.json"):
+            if time.time() - file.stat().st_mtime > seconds:
                 memory = self._read(file)
                 if memory.phase != "over":
                     self.keep(memory.erased())

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import matplotlib as mpl
@@ -21,8 +22,9 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from server.report.theme import INK, MUTED, STYLE, SURFACE, Drawing, Look, axes_at
 from simulations.audits.roc import Roc
 
-WIDTH, LEFT, RIGHT, GAP, TOP, BOTTOM = 9.6, 0.75, 0.25, 0.6, 0.5, 0.6
+WIDTH, LEFT, RIGHT, GAP, TOP, BOTTOM = 9.6, 0.75, 0.25, 0.6, 0.6, 0.6
 MOST_PER_ROW, WIDEST = 3, 4.3
+LONGEST_TITLE = 34  # signs of a line above the narrowest panel
 PIXELS_PER_INCH = 150
 MEMBERSHIP_AXES = ("false positives, share of non-members", "true positives, share of members")
 LEGEND: Mapping[str, Any] = {
@@ -115,7 +117,7 @@ def _draw_panel(axes: Axes, panel: RocPanel, floor: float) -> None:
     axes.set_yscale("log")
     axes.set_xlim(floor, 1.0)
     axes.set_ylim(floor, 1.08)
-    axes.set_title(panel.title, pad=8)
+    axes.set_title(fill(panel.title, LONGEST_TITLE), pad=8)
     decades = [10.0**power for power in range(round(math.log10(floor)), 1)]
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(FixedLocator(decades))

@@ -27,8 +27,8 @@ LIMITS = (
     "Two attacks of many: that they find little does not show that no other finds more.",
     "Questions are only asked where the declared modalities leave the answer open, and not of patients with "
     "everything, whom sites declare: guessing from public facts is an AUC of 0.5.",
-    "The sum is what secure aggregation reveals when all sites answer. It does not hide what all of them lack, and "
-    "sums over different sites can be compared.",
+    "The sum is what secure aggregation reveals at most, when all sites answer: rows of too few sites are held back. "
+    "It does not hide what all of them lack, and sums over different sites can be compared.",
     "The study lists the combinations of all its patients. Unless privacy.patient forbids it, the handshake "
     "announces those of at least min_cell patients anyway.",
 )

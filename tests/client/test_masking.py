@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -271,6 +272,18 @@ def test_unmasking_gives_shares_of_those_who_masked_and_deals_for_the_next_sum(f
     other = encode(UnmaskRequest(**facts, statements=tuple(statements)))
     with pytest.raises(MaskingRefused, match="past that step"):
         masked_answers.unmask(federation.site, other)
+
+
+def test_secrets_of_a_run_that_was_never_finished_expire(federation: Federation) -> None:
+    federation.exchange()
+    (file,) = (federation.site.state / federation.terms.run / "masks").glob("*.json")
+    assert b'"seed":' in file.read_bytes()
+    federation.terms = federation.terms.model_copy(update={"run": "ef" * 16})
+    federation.exchange()
+    assert b'"seed":' in file.read_bytes()
+    os.utime(file, (0, 0))
+    federation.exchange(2)
+    assert b'"seed":' not in file.read_bytes()
 
 
 def test_the_finish_sends_scores_under_masks_and_the_bundle_stays(federation: Federation) -> None:

@@ -39,3 +39,16 @@ def test_a_signature_covers_both_heads() -> None:
         Attachments(audit, b"", ledger).record for audit in (None, head, other) for ledger in (None, head, other)
     }
     assert len(words) == 9
+
+
+def test_what_was_sealed_comes_back_by_sender() -> None:
+    sealed = {"north": b"1" * 94, "south-2": b""}
+    beside = Attachments(Head(7, "a" * 64), b"s" * 64, sealed=sealed)
+    assert Attachments.from_values(beside.to_values()) == beside
+    assert Attachments.from_values(Attachments(sealed=sealed).to_values()).sealed == sealed
+
+
+@pytest.mark.parametrize("body", ["text", 5, b"x" * 1025])
+def test_something_sealed_of_another_kind_is_refused(body: object) -> None:
+    with pytest.raises(MessageError, match="sealed of another kind"):
+        Attachments.from_values({"sealed-north": body})

@@ -15,6 +15,7 @@ from flexmoe_core.secure_aggregation import participant as participant_module
 from flexmoe_core.secure_aggregation.keys import self_mask_key
 from flexmoe_core.secure_aggregation.streams import Vector, add_stream
 from flexmoe_core.secure_aggregation.unmasking import Unmasking
+from flexmoe_core.secure_aggregation.vector import Layout
 from tests.flexmoe_core.secure_aggregation.sites import RECEIVED, Sites, make_sites, random_vectors
 
 NUMBERS = 50
@@ -171,18 +172,18 @@ def test_a_late_message_is_its_vector_under_a_self_mask_that_nobody_knows(tmp_pa
 
 
 def test_unequal_models_give_refusals_and_garbage(tmp_path: Path) -> None:
-    sites = make_sites(tmp_path, 4, 3)
-    vectors, place = random_vectors(sites.participants, NUMBERS), sites.place()
+    sites, layout = make_sites(tmp_path, 4, 3), Layout((("x", (NUMBERS,)),))
+    codes = np.arange(NUMBERS)
+    vectors, place = {name: layout.encode({"x": codes}) for name in sites.participants}, sites.place()
     sites.exchange(place)
     sites.mask(place, vectors, received={"site-02": "d" * 64})
     with pytest.raises(MaskingRefused, match="another request"):
         sites.unmask(place)
-    # even with every secret that shares could give, the pairwise masks with the odd site do not cancel
+    # even with every self-mask off, the masks with the odd site do not cancel, and the sum is seen to be none
     masked_V = total(sites.masked, sites.cohort)
     for name in sites.cohort:
         known = sites.participants[name].memory.find(place)
-        assert known is not None
-        if known.secrets is not None:
-            seed = bytes.fromhex(known.secrets.seed)
-            add_stream(masked_V, self_mask_key(seed, name, place), -1)
-    assert not np.array_equal(masked_V, total(vectors, sites.cohort))
+        assert known is not None and known.secrets is not None
+        add_stream(masked_V, self_mask_key(bytes.fromhex(known.secrets.seed), name, place), -1)
+    with pytest.raises(MaskingRefused, match="not a sum"):
+        layout.decode(masked_V, 4)

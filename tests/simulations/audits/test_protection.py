@@ -11,7 +11,8 @@ def settings(*changes: str) -> RunSettings:
 
 
 def test_protections_have_names() -> None:
-    both = settings("privacy.patient.epsilon=8", "privacy.secure_aggregation.threshold=3")
+    masked = ("privacy.secure_aggregation.threshold=3", "privacy.secure_aggregation.rows=declared")
+    both = settings("privacy.patient.epsilon=8", *masked)
     assert protection_of(settings().privacy) == "no protection"
     assert protection_of(both.privacy) == "patient DP, epsilon 8, secure aggregation"
     assert protection_of(settings("privacy.site.epsilon=3", "privacy.site.cohort=4").privacy) == "site DP, epsilon 3"
