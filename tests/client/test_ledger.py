@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from client import ledger_file
-from client.ledger import Caps, PrivacyLedger
+from client.ledger import Caps, Guarantee, PrivacyLedger
 from client.ledger_file import HEAD_FILE, LEDGER_FILE, LOCK_FILE, LedgerFile, is_signed_head, read_head_copy
 from flexmoe_core.errors import BudgetExceeded, LedgerError
 from flexmoe_core.privacy.accounting import epsilon_of
@@ -281,6 +281,7 @@ def test_a_charge_is_on_the_disk_before_its_head_is(tmp_path: Path, monkeypatch:
         (Caps(lifetime=1.0, study=None, delta=DELTA), "all studies together"),
         (Caps(lifetime=None, study=1.0, delta=DELTA), "the study heart"),
         (Caps(lifetime=100.0, study=1.0, delta=DELTA), "the study heart"),
+        (Caps(lifetime=None, study=None, delta=DELTA, run=Guarantee(1.0, DELTA)), "this run"),
     ],
 )
 def test_a_cap_holds_before_anything_is_written(tmp_path: Path, caps: Caps, what: str) -> None:

@@ -17,7 +17,8 @@ UNITS = re.findall(r"^ExecStart=\S*/(flexmoe-.+)$", TEXT, flags=re.MULTILINE)
 COMMANDS = [*commands_in(TEXT), *map(shlex.split, UNITS)]
 VERBS = {
     "flexmoe-server": {"init", "enroll", "start", "run", "status", "stop", "resume", "renew", "revoke", "health"},
-    "flexmoe-client": {"keygen", "check", "allow", "start", "status", "health", "predict", "audit"},
+    "flexmoe-client": {"keygen", "check", "ledger", "privacy", "roster", "allow", "start", "status", "health"}
+    | {"predict", "audit"},
 }
 
 
