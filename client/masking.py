@@ -15,6 +15,8 @@ from flexmoe_core.door import validate_reply
 from flexmoe_core.errors import MaskingRefused, MessageError
 from flexmoe_core.masked_messages import UnmaskRequest, place_of
 from flexmoe_core.messages import Masked, Masking, Terms
+from flexmoe_core.privacy.secret_source import SecretSource
+from flexmoe_core.privacy.site_clipping import noise_share, with_noise
 from flexmoe_core.scores import Scores
 from flexmoe_core.secure_aggregation.keys import Place, PublicKeys
 from flexmoe_core.secure_aggregation.memory import MemoryFolder
@@ -116,7 +118,12 @@ class Masker:
         return MaskedVector(Masked(statement=None, keys=keys), {})
 
     def update_vector(
-        self, update: Update, specs: tuple[TensorSpec, ...], masking: Masking, validation: Scores | None
+        self,
+        update: Update,
+        specs: tuple[TensorSpec, ...],
+        masking: Masking,
+        validation: Scores | None,
+        source: SecretSource,
     ) -> tuple[Layout, dict[str, np.ndarray]]:
         """Layout and codes of a training round.
 
@@ -130,8 +137,20 @@ class Masker:
             if name not in released or not all(0 <= row < len(released[name]) for row in rows):
                 raise MessageError("rows are held back that no shared tensor has")
             released[name][list(rows)] = False
-        codes = codes_of_update(update, specs, released) | self.score_codes({"validation": validation})
+        codes = codes_of_update(self._noised(update, source), specs, released) | self.score_codes(
+            {"validation": validation}
+        )
         return layout_of_update(specs, score_blocks(["validation"], self._classes)), codes
+
+    def _noised(self, update: Update, source: SecretSource) -> Update:
+        """With this site's share of noise, where the run has site-level privacy."""
+        privacy = self.terms.privacy
+        if privacy.site is None:
+            return update
+        sites = len(self.participant.roster.keys)
+        return with_noise(
+            update, noise_share(privacy.site, self.terms.rounds, self.participant.settings, sites), source
+        )
 
     def score_codes(self, splits: Mapping[str, Scores | None]) -> dict[str, np.ndarray]:
         """Codes of the scores of some splits, where there are any."""
@@ -192,9 +211,14 @@ class MaskedRequest:
         """Whether the site is in this sum; raises MaskingRefused where the sum protects too little."""
         return self.masker.joins(self.masking, self.round)
 
-    def update(self, update: Update, specs: tuple[TensorSpec, ...], validation: Scores | None = None) -> MaskedVector:
-        """An update, and the scores of what came in. Raises MaskingRefused."""
-        layout, codes = self.masker.update_vector(update, specs, self.masking, validation)
+    def update(
+        self, update: Update, specs: tuple[TensorSpec, ...], source: SecretSource, validation: Scores | None = None
+    ) -> MaskedVector:
+        """An update, and the scores of what came in. Raises MaskingRefused.
+
+        ``source`` gives this site's share of the noise of site-level privacy, which nobody could add to a sum later.
+        """
+        layout, codes = self.masker.update_vector(update, specs, self.masking, validation, source)
         return self.masker.masked(self.masking, self.round, self.request, layout, codes, self.round + 1)
 
     def scores(self, splits: Mapping[str, Scores | None]) -> MaskedVector:

@@ -27,10 +27,10 @@ from flexmoe_core.evaluation import CellResult, cells_to_arrays, score_cells
 from flexmoe_core.groups import specs_of, support_of
 from flexmoe_core.messages import FinishRequest, Terms, TrainRequest
 from flexmoe_core.privacy.secret_source import SecretSource
-from flexmoe_core.privacy.site_clipping import clipped_update, noise_share, with_noise
+from flexmoe_core.privacy.site_clipping import clipped_update
 from flexmoe_core.scores import Scores
 from flexmoe_core.training import train_round
-from flexmoe_core.update import Update, build_update
+from flexmoe_core.update import build_update
 
 Cells = dict[int | None, CellResult]
 
@@ -81,8 +81,7 @@ def train(
     memory.store_local(request.round, local_values(model, terms))
     if masks is None:
         return answer_round(data.name, request, update, RoundFacts(result.loss, seconds), cells_to_arrays(scored))
-    update = noised_for_masks(update, terms, source)
-    return answer_masked_round(data.name, request, masks.update(update, specs, _total(scored)), seconds)
+    return answer_masked_round(data.name, request, masks.update(update, specs, source, _total(scored)), seconds)
 
 
 def finish(
@@ -110,14 +109,6 @@ def finish(
         splits = {"validation": _total(validated), "test": _total(tested)}
         return answer_masked_finish(data.name, digest, masks.scores(splits))
     return answer_finish(data.name, digest, cells_to_arrays(validated), cells_to_arrays(tested))
-
-
-def noised_for_masks(update: Update, terms: Terms, source: SecretSource) -> Update:
-    """The update with this site's share of the noise of site-level privacy, which nobody could add to a sum later."""
-    site_level, masks = terms.privacy.site, terms.privacy.secure_aggregation
-    if site_level is None or masks is None:
-        return update
-    return with_noise(update, noise_share(site_level, terms.rounds, masks), source)
 
 
 def bundle_facts(data: SiteData, request: FinishRequest, predictor: Predictor) -> BundleFacts:

@@ -16,7 +16,7 @@ from client.egress import (
 from client.entries import SiteManifest
 from client.manifest import Manifest
 from client.masking import MaskedRequest
-from client.open_answers import bundle_facts, noised_for_masks
+from client.open_answers import bundle_facts
 from client.prediction import Predictor, label_prior
 from client.protection import Protection
 from client.site_data import SiteData
@@ -78,8 +78,7 @@ def train(
     if masks is None:
         return answer_noised_round(data.name, request, noised)
     specs = specs_of({name: model.get_parameter(name) for name in state})
-    update = noised_for_masks(noised.update, terms, protection.source)
-    return answer_masked_noised_round(data.name, request, masks.update(update, specs))
+    return answer_masked_noised_round(data.name, request, masks.update(noised.update, specs, protection.source))
 
 
 def finish(

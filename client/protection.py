@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from client.ledger import Caps, ChargePlace, Guarantee
+from client.ledger import Caps, ChargePlace, Guarantee, PrivacyLedger
 from client.ledger_start import node_ledger
 from client.policy import Policy
+from flexmoe_core.errors import MessageError
 from flexmoe_core.messages import FinishRequest, TrainRequest
 from flexmoe_core.privacy.events import PrivacyEvent, Unprotected
 from flexmoe_core.privacy.secret_source import SecretSource
@@ -65,8 +66,16 @@ class Protection:
     def charge(self, event: PrivacyEvent) -> None:
         """Write a cost into the ledger before it arises.
 
-        Raises BudgetExceeded where it may not arise, LedgerError where the ledger is not whole.
+        Raises BudgetExceeded where it may not arise, MessageError where it is another than before in the run, and
+        LedgerError where the ledger is not whole.
         """
         charged = event if self.source.secret else Unprotected()
         ledger = node_ledger(self.ledger.state, self.ledger.identity, self.ledger.create)
+        self._require_as_before(charged, ledger)
         ledger.charge(charged, self.place, self.settings.delta, self.caps)
+
+    def _require_as_before(self, event: PrivacyEvent, ledger: PrivacyLedger) -> None:
+        """A run keeps to one mechanism: composition is proven for noise that no earlier answer had a say in."""
+        own = [one.event for one in ledger.charges if one.run == self.place.run]
+        if any(one.mechanism == event.mechanism and one != event for one in own):
+            raise MessageError("the request asks for another noise or sampling rate than before in this run")

@@ -67,6 +67,9 @@ class RunSettings(FrozenModel):
         if self.privacy.patient is not None and federation.early_stop.patience > 0:
             what = "needs metrics every round, which privacy.patient does not release"
             yield Finding(what, "Set it to 0.", "federation.early_stop.patience")
+        elif self.privacy.site is not None and federation.early_stop.patience > 0:
+            what = "would tell by the number of rounds of scores that privacy.site does not protect"
+            yield Finding(what, "Set it to 0.", "federation.early_stop.patience")
         if self.privacy.patient is not None and federation.optimizer.name != "avg":
             what = "lets noise of rows that nobody trains grow, under privacy.patient"
             yield Finding(what, "Set it to avg.", "federation.optimizer.name")

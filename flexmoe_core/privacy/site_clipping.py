@@ -17,20 +17,19 @@ from numpy.typing import NDArray
 from flexmoe_core.privacy.calibration import site_noise_multiplier
 from flexmoe_core.privacy.secret_source import SecretSource, noised
 from flexmoe_core.privacy.settings import SecureAggregation, SitePrivacy
+from flexmoe_core.secure_aggregation.bounds import smallest_sum
 from flexmoe_core.update import TensorSpec, Update
 
 ROUNDING = 1e-6
 """By what share the clipping stays below its bound, so that float32 cannot exceed it."""
 
 
-def noise_share(privacy: SitePrivacy, rounds: int, masks: SecureAggregation) -> float:
-    """Standard deviation of what each site adds where nobody sees a single update.
+def noise_share(privacy: SitePrivacy, rounds: int, masks: SecureAggregation, sites: int) -> float:
+    """Standard deviation of what each of so many sites adds where nobody sees a single update.
 
-    ``threshold`` sites finish a sum at the least, of whom those who collude know their own part of the noise: what
-    the others have added is enough.
+    What the honest sites of the smallest sum have added is enough: those who collude know their own part of it.
     """
-    honest = masks.threshold - masks.colluding
-    return site_noise_multiplier(privacy, rounds) * privacy.clip / math.sqrt(honest)
+    return site_noise_multiplier(privacy, rounds) * privacy.clip / math.sqrt(smallest_sum(masks, sites))
 
 
 def with_noise(update: Update, deviation: float, source: SecretSource) -> Update:

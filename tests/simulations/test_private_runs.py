@@ -9,10 +9,12 @@ import dp_accounting
 import pytest
 from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
+from client.keys import IDENTITY_KEY
 from client.ledger import PrivacyLedger
 from client.ledger_start import node_ledger
 from client.protection import Protection
 from client.site import Site
+from flexmoe_core.errors import RunFailed
 from flexmoe_core.privacy.events import Gaussian, PrivacyEvent, SampledGaussian
 from server.report.page import write_report
 from server.run_store import RunStore
@@ -40,7 +42,9 @@ def private_settings(*changes: str) -> RunSettings:
 
 
 def ledger_of(store: RunStore, site: str) -> PrivacyLedger:
-    return node_ledger(site_state(store.folder, site), None, create=False)
+    state = site_state(store.folder, site)
+    identity = state / IDENTITY_KEY
+    return node_ledger(state, identity if identity.exists() else None, create=False)
 
 
 def pld_epsilon(events: list[PrivacyEvent]) -> float:
@@ -192,6 +196,63 @@ def test_the_report_tells_what_was_spent(finished: RunStore) -> None:
     assert "Patient-level differential privacy" in page
     assert "Withheld under patient-level privacy" in page
     assert json.dumps(EPSILON) in page
+
+
+def test_patients_and_sums_are_protected_together(study: Path, tmp_path: Path) -> None:
+    masked = private_settings("privacy.secure_aggregation.threshold=3", "federation.rounds=2")
+    store = simulate(study, tmp_path / "run", masked)
+    assert all(row["aggregated"] and row["answered"] == list(SITES) for row in store.history())
+    for site in SITES:
+        events = [charge.event.mechanism for charge in ledger_of(store, site).charges]
+        assert events == ["sampled-gaussian"] * 2 + ["gaussian"]
+        record = (site_state(store.folder, site) / "audit.jsonl").read_text()
+        assert '"weighted"' not in record
+    assert set(store.metrics()["privacy"]) == {"patient", "secure_aggregation"}
+    assert "test" in store.metrics()["released"]
+
+
+def test_sites_share_the_noise_of_site_level_privacy_under_masks(study: Path, tmp_path: Path) -> None:
+    site_level = ("privacy.site.epsilon=30", "privacy.site.cohort=3", "privacy.site.clip=0.1", "federation.rounds=2")
+    masked = tiny_settings(*site_level, "privacy.secure_aggregation.threshold=3")
+    first, second = (simulate(study, tmp_path / name, masked) for name in ("first", "second"))
+    states = [store.last_round() for store in (first, second)]
+    assert all(row["aggregated"] for row in first.history())
+    assert all(stored is not None for stored in states)
+    weights = [stored[0]["state/head.weight"] for stored in states if stored]
+    assert not (weights[0] == weights[1]).all(), "the noise of two runs is the same"
+
+
+def test_when_spare_rounds_run_out_the_ledger_ends_the_run(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = Protection.charge
+
+    def charged_twice(protection: Protection, event: PrivacyEvent) -> None:
+        charge(protection, event)
+        charge(protection, event)
+
+    monkeypatch.setattr(Protection, "charge", charged_twice)
+    with pytest.raises(RunFailed):
+        simulate(study, tmp_path / "run", private_settings("privacy.patient.spare_rounds=1"))
+    log = (tmp_path / "run" / "sites" / "site-1" / "site.log").read_text()
+    assert "this run would have cost epsilon" in log
+    ledger = node_ledger(tmp_path / "run" / "sites" / "site-1", None, create=False)
+    assert ledger.epsilon(DELTA) <= EPSILON
+
+
+def test_another_noise_than_before_in_the_run_is_refused(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charge = Protection.charge
+
+    def with_more_noise(protection: Protection, event: PrivacyEvent) -> None:
+        later = protection.place.round != 1 and isinstance(event, SampledGaussian)
+        charge(protection, event.model_copy(update={"noise_multiplier": 50.0}) if later else event)
+
+    monkeypatch.setattr(Protection, "charge", with_more_noise)
+    with pytest.raises(RunFailed):
+        simulate(study, tmp_path / "run", private_settings())
+    assert "another noise" in (tmp_path / "run" / "sites" / "site-1" / "site.log").read_text()
 
 
 def test_site_level_privacy_keeps_its_promise(study: Path, tmp_path: Path) -> None:
