@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,12 +46,24 @@ class Coordinator:
     def handshake(self) -> bytes:
         return encode(HandshakeRequest(terms=self.terms))
 
-    def train(self, round_number: int = 1, state: Arrays | None = None, attempt: int = 1) -> bytes:
-        request = TrainRequest(terms=self.terms, table=self.table, round=round_number, attempt=attempt)
+    def train(
+        self,
+        round_number: int = 1,
+        state: Arrays | None = None,
+        attempt: int = 1,
+        noise: Mapping[str, float] | None = None,
+    ) -> bytes:
+        request = TrainRequest(
+            terms=self.terms,
+            table=self.table,
+            round=round_number,
+            attempt=attempt,
+            noise_multipliers=dict(noise or {}),
+        )
         return encode(request, self.state() if state is None else state)
 
-    def finish(self, rounds: int, state: Arrays | None = None) -> bytes:
-        request = FinishRequest(terms=self.terms, table=self.table, round=rounds)
+    def finish(self, rounds: int, state: Arrays | None = None, release_noise: float | None = None) -> bytes:
+        request = FinishRequest(terms=self.terms, table=self.table, round=rounds, release_noise=release_noise)
         return encode(request, self.state() if state is None else state)
 
     def state(self) -> Arrays:
