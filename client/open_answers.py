@@ -23,7 +23,7 @@ from client.site_model import Arrays, local_values, shared_values, site_inputs, 
 from client.state import RunState
 from flexmoe_core.cohort import Cohort
 from flexmoe_core.curriculum import is_specialized, plan_round
-from flexmoe_core.evaluation import CellResult, cells_to_arrays, score_cells
+from flexmoe_core.evaluation import CellResult, cells_to_arrays, score_cells, total_scores
 from flexmoe_core.groups import specs_of, support_of
 from flexmoe_core.messages import FinishRequest, Terms, TrainRequest
 from flexmoe_core.privacy.secret_source import SecretSource
@@ -132,6 +132,5 @@ def _score(predictor: Predictor, cohort: Cohort, terms: Terms) -> Cells:
 
 
 def _total(cells: Cells) -> Scores | None:
-    """The scores of all patients of some cells; None where there are none."""
-    scores = [cell.scores for cell in cells.values()]
-    return sum(scores[1:], start=scores[0]) if scores else None
+    """The scores of all patients; None where there are none."""
+    return total_scores(cells) if cells else None

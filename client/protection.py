@@ -17,7 +17,7 @@ from flexmoe_core.signatures import digest_of
 
 
 @dataclass(frozen=True)
-class LedgerPlace:
+class LedgerAccess:
     """Where a node's ledger is, the file of the key that signs it, and whether a simulation may begin one."""
 
     state: Path
@@ -31,7 +31,7 @@ class Protection:
 
     settings: PatientPrivacy
     source: SecretSource
-    ledger: LedgerPlace
+    ledger: LedgerAccess
     place: ChargePlace
     caps: Caps
 
@@ -40,7 +40,7 @@ class Protection:
         cls,
         request: TrainRequest | FinishRequest,
         request_bytes: bytes,
-        ledger: LedgerPlace,
+        ledger: LedgerAccess,
         policy: Policy,
         source: SecretSource,
     ) -> Protection | None:

@@ -19,7 +19,7 @@ from client.entries import read_site_manifest
 from client.manifest import read_manifest
 from client.masking import MaskedRequest, Masker, Membership, masker_for
 from client.policy import Policy, check_policy, read_policy
-from client.protection import LedgerPlace, Protection
+from client.protection import LedgerAccess, Protection
 from client.site_data import SiteData
 from client.state import RunState
 from flexmoe_core.audit_facts import bundle_of
@@ -131,5 +131,5 @@ class Site:
     def _protection(
         self, request: TrainRequest | FinishRequest, request_bytes: bytes, policy: Policy
     ) -> Protection | None:
-        ledger = LedgerPlace(self.state, self.membership.identity, self.creates_ledger)
+        ledger = LedgerAccess(self.state, self.membership.identity, self.creates_ledger)
         return Protection.of(request, request_bytes, ledger, policy, self.source)

@@ -121,6 +121,12 @@ def _is_combination(name: str, full_mask: int) -> bool:
     return short and int(name) <= full_mask and str(int(name)) == name
 
 
+def total_scores(cells: Mapping[int | None, CellResult]) -> Scores:
+    """The scores of all patients of some cells, at least one."""
+    first, *rest = (cell.scores for cell in cells.values())
+    return sum(rest, start=first)
+
+
 def add_cells(
     first: Mapping[int | None, CellResult], second: Mapping[int | None, CellResult]
 ) -> dict[int | None, CellResult]:

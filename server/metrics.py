@@ -10,14 +10,14 @@ import numpy as np
 
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.errors import MessageError
-from flexmoe_core.evaluation import add_cells, cells_to_arrays
+from flexmoe_core.evaluation import add_cells, cells_to_arrays, total_scores
 from flexmoe_core.messages import FinishReply, Terms, decode
 from flexmoe_core.naming import under_prefix, with_prefix
 from flexmoe_core.privacy.released_scores import ReleasedScores
 from flexmoe_core.score_metrics import summary
 from flexmoe_core.scores import Scores
 from server.conversation import Answers, in_short
-from server.replies import ALL_SITES, Cells, read_cells, total_scores
+from server.replies import ALL_SITES, Cells, read_cells
 
 OTHER = "(other)"  # no modality can have such a name
 NONE = "(none)"

@@ -11,7 +11,7 @@ import numpy as np
 
 from flexmoe_core.door import UpdateLimits, validate_reply
 from flexmoe_core.errors import MessageError
-from flexmoe_core.evaluation import CellResult, cells_from_arrays
+from flexmoe_core.evaluation import CellResult, cells_from_arrays, total_scores
 from flexmoe_core.messages import Terms, TrainReply, TrainRequest, decode
 from flexmoe_core.naming import under_prefix
 from flexmoe_core.score_metrics import METRICS, log_loss, summary
@@ -60,12 +60,6 @@ class TrainReplies:
 
 def _described(scores: Scores) -> dict[str, Any]:
     return {**summary(scores), "log_loss": log_loss(scores)}
-
-
-def total_scores(cells: Cells) -> Scores:
-    """The scores of all patients of some cells, at least one."""
-    first, *rest = (cell.scores for cell in cells.values())
-    return sum(rest, start=first)
 
 
 def read_train_replies(

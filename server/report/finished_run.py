@@ -14,14 +14,14 @@ import numpy as np
 from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import Stage
 from flexmoe_core.errors import CheckpointError
-from flexmoe_core.evaluation import cells_from_arrays
+from flexmoe_core.evaluation import cells_from_arrays, total_scores
 from flexmoe_core.messages import HandshakeReply, Table
 from flexmoe_core.naming import under_prefix
 from flexmoe_core.scores import Scores
 from flexmoe_core.study import Study
 from flexmoe_core.validation import FrozenModel, validate
 from server.metrics import pooled_cells
-from server.replies import ALL_SITES, Cells, total_scores
+from server.replies import ALL_SITES, Cells
 from server.run_store import RunStore
 from server.settings import RunSettings
 

@@ -10,14 +10,13 @@ from typing import Any
 import numpy as np
 
 from flexmoe_core.combinations import CombinationTable
-from flexmoe_core.evaluation import CellResult
+from flexmoe_core.evaluation import CellResult, total_scores
 from flexmoe_core.messages import HandshakeReply
 from flexmoe_core.modalities.tabular import NumericColumn, TabularModality
 from flexmoe_core.score_metrics import log_loss, summary
 from flexmoe_core.scores import Scores
 from flexmoe_core.study import Label, Study
 from server.metrics import Cells, Results
-from server.replies import total_scores
 from server.run_store import RunStore
 from server.settings import settings_with
 from tests.flexmoe_core.predictions import random_predictions
