@@ -15,22 +15,21 @@ from flexmoe_core.combinations import CombinationTable
 from flexmoe_core.curriculum import plan_round
 from flexmoe_core.errors import CheckpointError, RunFailed
 from flexmoe_core.groups import shared_parameters, specs_of
-from flexmoe_core.messages import FinishRequest, Terms, TrainRequest, encode
+from flexmoe_core.messages import Terms
 from flexmoe_core.model import FlexMoe, ModalityInput, build_model
 from flexmoe_core.naming import under_prefix, with_prefix
 from flexmoe_core.privacy.secret_source import OperatingSystemSource
-from server.aggregation import Aggregate
 from server.averaging import RoundAverage
-from server.conversation import Answers, ask, wait_for_nodes
+from server.conversation import wait_for_nodes
 from server.early_stop import EarlyStop
 from server.handshake import Participants, shake_hands
 from server.identities import Identities
 from server.masked_rounds import MaskedRounds
 from server.masked_sums import MaskedSums
-from server.metrics import Results, metrics_of, read_finish
-from server.privacy import mechanisms, privacy_facts, release_noise
+from server.metrics import Results, metrics_of
+from server.plain_rounds import PlainRounds
+from server.privacy import mechanisms, privacy_facts
 from server.record import RunRecord
-from server.replies import TrainReplies, read_train_replies
 from server.run_store import RunStore
 from server.site_privacy import SiteLevelNoise
 
@@ -79,10 +78,15 @@ class Federation:
             privacy=self._settings.privacy,
             limits=federation.limits,
         )
-        self._masked: MaskedRounds | None = None
-        if self._settings.privacy.secure_aggregation is not None:
+        self._is_masked = self._settings.privacy.secure_aggregation is not None
+        plain = PlainRounds(grid, self._terms, federation, self._record, self._identities)
+        self._rounds: PlainRounds | MaskedRounds = plain
+        self._finishing: PlainRounds | MaskedRounds = plain
+        if self._is_masked:
             sums = MaskedSums(grid, store, self._terms, self._record, self._identities, federation.deadline_s)
-            self._masked = MaskedRounds(sums, store, self._terms, federation.quorum)
+            self._rounds = MaskedRounds(sums, store, self._terms, federation.quorum)
+            # Scores that sites release with noise of their own need no masks.
+            self._finishing = self._rounds if self._settings.privacy.patient is None else plain
         self._average = RoundAverage(federation.averaging)
         self._early_stop = EarlyStop(federation.early_stop)
         site_level = self._settings.privacy.site
@@ -111,8 +115,8 @@ class Federation:
             self._observe({"refused_nodes": sites.refused})
         self._mechanisms = mechanisms(self._terms, sites.replies)
         progress = self._start(sites)
-        if self._masked is not None:
-            self._masked.fix_rows(sites.nodes, self._table, self._specs)
+        for rounds in {self._rounds, self._finishing}:
+            rounds.begin(sites.nodes, self._table, self._specs)
         while progress.round < federation.rounds and not progress.stopped:
             self._train_round(sites, progress)
             self._save(progress)
@@ -181,18 +185,13 @@ class Federation:
     def _train_round(self, sites: Participants, progress: Progress) -> None:
         started = time.monotonic()
         federation, number = self._settings.federation, progress.round + 1
-        self._wait(sites, federation.quorum if self._masked is None else self._masked.needed, federation.deadline_s)
-        if self._masked is None:
-            replies, answers, aggregate = self._plain_round(sites, number, progress.state)
-        else:
-            replies, answers, aggregate = self._masked.train(
-                sites.nodes, number, self._table, progress.state, self._noise_multipliers
-            )
+        self._wait(sites, self._rounds.needed, federation.deadline_s)
+        replies, answers, aggregate = self._rounds.train(sites.nodes, number, progress.state, self._noise_multipliers)
         aggregated = aggregate is not None
         refused_rows: dict[str, tuple[int, ...]] = {}
         if aggregate is not None:
             if self._site_level is not None:
-                aggregate = self._site_level.protect(aggregate, noised_by_sites=self._masked is not None)
+                aggregate = self._site_level.protect(aggregate, noised_by_sites=self._is_masked)
             refused_rows = aggregate.refused
             progress.state = self._optimizer.step(progress.state, aggregate)
             self._average.add(progress.state)
@@ -222,27 +221,6 @@ class Federation:
         }
         self._store.append_history(timed)
         self._observe(timed)
-
-    def _plain_round(
-        self, sites: Participants, number: int, state: Mapping[str, np.ndarray]
-    ) -> tuple[TrainReplies, Answers, Aggregate | None]:
-        """The sites' updates, each past the door, and their mean where a quorum sent one."""
-        federation = self._settings.federation
-        request = TrainRequest(
-            terms=self._terms, table=self._table, round=number, noise_multipliers=self._noise_multipliers
-        )
-        payload = encode(request, state)
-        self._record.asked("train", sites.nodes, payload, number, request.attempt)
-        answers = ask(self._grid, sites.nodes, "train", payload, federation.deadline_s)
-        answers = self._identities.checked("train", payload, answers)
-        replies = read_train_replies(answers.payloads, request, self._specs, federation.limits)
-        self._record.answered("train", answers, replies.dropped, number, request.attempt)
-        if len(replies.updates) < federation.quorum:
-            return replies, answers, None
-        aggregator = federation.aggregation.build(self._specs)
-        for site in sorted(replies.updates):
-            aggregator.add(replies.updates[site])
-        return replies, answers, aggregator.mean()
 
     @property
     def _noise_multipliers(self) -> dict[str, float]:
@@ -285,22 +263,7 @@ class Federation:
         absent = dict.fromkeys(progress.absent(sites), "not there when the run was resumed")
         # a hospital that is just coming back would go without the model
         self._wait(sites, len(sites.nodes), min(COMING_BACK_S, federation.deadline_s))
-        if self._masked is not None and self._terms.privacy.patient is None:
-            return self._masked.finish(sites.nodes, progress.round, self._table, final, sites.refused | absent)
-        request = FinishRequest(
-            terms=self._terms, table=self._table, round=progress.round, release_noise=release_noise(self._terms)
-        )
-        payload = encode(request, final)
-        self._record.asked("finish", sites.nodes, payload, progress.round)
-        answers = ask(self._grid, sites.nodes, "evaluate", payload, federation.deadline_s)
-        answers = self._identities.checked("finish", payload, answers)
-        results = read_finish(answers, sites.refused | absent, self._terms, progress.round)
-        self._record.answered("finish", answers, results.missing, progress.round)
-        if len(results.answered) < federation.quorum:
-            raise RunFailed(
-                f"only {len(results.answered)} of {federation.quorum} needed sites scored the final model"
-            )
-        return results
+        return self._finishing.finish(sites.nodes, progress.round, final, sites.refused | absent)
 
 
 def initial_model(terms: Terms, table: CombinationTable) -> FlexMoe:

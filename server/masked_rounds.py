@@ -42,15 +42,15 @@ class MaskedRounds:
         self._sums, self._store, self._terms = sums, store, terms
         self.needed = max(quorum, sums.threshold)
 
-    def fix_rows(self, nodes: Mapping[str, int], table: CombinationTable, specs: Sequence[TensorSpec]) -> None:
+    def begin(self, nodes: Mapping[str, int], table: CombinationTable, specs: Sequence[TensorSpec]) -> None:
         """Fix which rows are released, before any update: by a masked count, or as the study declares.
 
         Once per run; it is kept in the run's folder. Raises RunFailed where too few sites could be counted.
         """
-        self._specs = tuple(specs)
+        self._table, self._specs = table, tuple(specs)
         held = self._store.held_rows()
         if held is None:
-            held = self._count(nodes, table) if self._settings.rows == "counted" else {}
+            held = self._count(nodes) if self._settings.rows == "counted" else {}
             self._store.save_held_rows(held)
         self._held = held
 
@@ -58,7 +58,6 @@ class MaskedRounds:
         self,
         nodes: Mapping[str, int],
         number: int,
-        table: CombinationTable,
         state: Mapping[str, np.ndarray],
         noise_multipliers: Mapping[str, float],
     ) -> tuple[TrainReplies, Answers, Aggregate | None]:
@@ -69,7 +68,7 @@ class MaskedRounds:
             return TrainReplies({}, {}, {}, {}, {}, _told((), str(error))), Answers({}, {}, tuple(nodes), 0, 0), None
         request = TrainRequest(
             terms=self._terms,
-            table=table,
+            table=self._table,
             round=number,
             attempt=masking.attempt,
             masking=masking,
@@ -89,19 +88,14 @@ class MaskedRounds:
         return replies, result.answers, aggregate
 
     def finish(
-        self,
-        nodes: Mapping[str, int],
-        rounds: int,
-        table: CombinationTable,
-        final: Mapping[str, np.ndarray],
-        absent: Mapping[str, str],
+        self, nodes: Mapping[str, int], rounds: int, final: Mapping[str, np.ndarray], absent: Mapping[str, str]
     ) -> Results:
         """The final state to all sites, and the sum of their scores. Raises RunFailed where it does not come out."""
         try:
             masking = self._sums.masking(nodes, rounds + 1, self._held)
         except MaskingRefused as error:
             raise RunFailed(f"the final model cannot be scored under masks: {error}") from None
-        request = FinishRequest(terms=self._terms, table=table, round=rounds, masking=masking)
+        request = FinishRequest(terms=self._terms, table=self._table, round=rounds, masking=masking)
         layout = Layout(score_blocks(SPLITS, self._classes))
         result = self._sums.take("finish", nodes, request, final, FinishReply, layout, self.needed, goes_on=False)
         if result.blocks is None:
@@ -116,12 +110,12 @@ class MaskedRounds:
             cells.update(self._cells(split, result.blocks))
         return results
 
-    def _count(self, nodes: Mapping[str, int], table: CombinationTable) -> Held:
+    def _count(self, nodes: Mapping[str, int]) -> Held:
         try:
             masking = self._sums.masking(nodes, COUNTING)
         except MaskingRefused as error:
             raise RunFailed(f"rows cannot be counted under masks: {error}") from None
-        request = CountRequest(terms=self._terms, table=table, masking=masking, attempt=masking.attempt)
+        request = CountRequest(terms=self._terms, table=self._table, masking=masking, attempt=masking.attempt)
         result = self._sums.take("count", nodes, request, None, CountReply, layout_of_rows(self._specs), self.needed)
         if result.blocks is None:
             raise RunFailed(f"rows could not be counted under masks: {result.problem}")
