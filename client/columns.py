@@ -145,7 +145,7 @@ def _definition(local: LocalNumericColumn | LocalCategoricalColumn) -> Definitio
     if isinstance(local, LocalCategoricalColumn):
         return CategoricalColumn(name=local.name, categories=local.categories)
     if local.range is not None:
-        return NumericColumn(name=local.name, unit=local.unit, range=local.range)
+        return NumericColumn(name=local.name, unit=local.unit, range=local.range, typical=local.typical)
     return local
 
 

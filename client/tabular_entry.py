@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,7 +12,7 @@ from client.modality_entry import OTHER_SCALE, OneFileEntry
 from client.tables import canonical
 from flexmoe_core.modalities.base import Modality
 from flexmoe_core.modalities.registry import AnyPreprocessing
-from flexmoe_core.modalities.scale import Range
+from flexmoe_core.modalities.scale import Range, typical_findings
 from flexmoe_core.modalities.sequence import SequencePreprocessing
 from flexmoe_core.modalities.tabular import (
     CategoricalColumn,
@@ -50,12 +50,20 @@ class ColumnMap(FrozenModel):
 
 
 class LocalNumericColumn(ColumnMap):
-    """A measurement of a local encoder: its scale is that of ``range``, or else of the site's training patients."""
+    """A measurement of a local encoder: its scale is that of ``typical`` or ``range``, or else of the site's
+    training patients.
+    """
 
     type: Literal["numeric"] = "numeric"
     name: SafeName
     unit: str = ""
     range: Range | None = None
+    typical: Range | None = None
+
+    @model_validator(mode="after")
+    def _typical_is_plausible(self) -> Self:
+        raise_if_any(typical_findings(self.typical, self.range))
+        return self
 
 
 class LocalCategoricalColumn(ColumnMap):
@@ -172,5 +180,7 @@ def _definition_findings(definition: LocalColumn, column: Column) -> Iterator[Fi
             yield Finding("is not the unit that the bundle was made with", remedy, f"{place}.unit")
         if definition.range not in (None, column.range):
             yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, f"{place}.range")
+        if definition.typical not in (None, column.typical):
+            yield Finding(OTHER_SCALE.what, OTHER_SCALE.remedy, f"{place}.typical")
     else:
         yield Finding(f"is {definition.type}, but {column.type} in the bundle", "Correct it.", f"{place}.type")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from flexmoe_core.modalities.scale import fitted_range, scaled
+from flexmoe_core.modalities.scale import fitted_range, scaled, squeezed
 from flexmoe_core.modalities.tabular import CategoricalColumn, NumericColumn
 
 MISSING_CODE = -1
@@ -18,10 +18,15 @@ MISSING_CODE = -1
 def encode_numeric(column: NumericColumn, values_B: Tensor) -> Tensor:
     """(B,) float64, NaN where missing, to (B, 2) float32: the scaled value and the missing flag.
 
-    The limits of the column's range become -2 and +2: one unit is roughly one standard deviation.
+    The limits of the column's range, or the typical ones within it, become -2 and +2: one unit is roughly one
+    standard deviation. Beyond typical limits the scale is logarithmic.
     """
     missing_B = values_B.isnan()
-    scaled_B = scaled(values_B, column.range).masked_fill(missing_B, 0.0)
+    if column.typical is None:
+        scaled_B = scaled(values_B, column.range)
+    else:
+        scaled_B = squeezed(scaled(values_B, column.typical))
+    scaled_B = scaled_B.masked_fill(missing_B, 0.0)
     return torch.stack([scaled_B, missing_B.to(scaled_B.dtype)], dim=1).float()
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from flexmoe_core.modalities.base import Modality, Preprocessing
-from flexmoe_core.modalities.scale import Range
+from flexmoe_core.modalities.scale import Range, typical_findings
 from flexmoe_core.validation import Finding, FrozenModel, SafeName, raise_if_any, repeated
 
 
@@ -24,17 +24,23 @@ Words = Annotated[tuple[str, ...], AfterValidator(_distinct_words)]
 
 
 class NumericColumn(FrozenModel):
-    """A measurement, with the plausible range that its scale comes from."""
+    """A measurement, with the plausible range that its scale comes from, unless typical limits are given."""
 
     type: Literal["numeric"] = "numeric"
     name: SafeName
     unit: str = ""
     range: Range
+    typical: Range | None = None
 
     @property
     def width(self) -> int:
         """Number of features: the scaled value and the missing flag."""
         return 2
+
+    @model_validator(mode="after")
+    def _typical_is_plausible(self) -> Self:
+        raise_if_any(typical_findings(self.typical, self.range))
+        return self
 
 
 class CategoricalColumn(FrozenModel):

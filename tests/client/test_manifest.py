@@ -57,6 +57,13 @@ def test_a_good_manifest_is_read(site: SiteFolder) -> None:
         ),
         ('chol = "serum_chol"', "chol = 3", "modality.labs.columns.chol", "should be a table"),
         ('unit = "ml"', "range = [9, 0]", "modality.scan.column.volume.range", "is empty"),
+        ('unit = "ml"', "typical = [0, 9]", "modality.scan.column.volume.typical", "stands without a range"),
+        (
+            'unit = "ml"',
+            "range = [1, 9]\ntypical = [0, 9]",
+            "modality.scan.column.volume.typical",
+            "does not lie within the plausible range 1 to 9",
+        ),
         ('unit = "ml"', "rnge = [0, 9]", "modality.scan.column.volume.rnge", "is not a known key"),
         ("missing = [9]", "mising = [9]", "modality.history.columns.sex.mising", "is not a known key"),
     ],

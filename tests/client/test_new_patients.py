@@ -124,6 +124,21 @@ def test_declared_scales_are_those_of_the_bundle(tmp_path: Path, repeated: bool)
     require_equal_inputs(read_folder(new.path, facts_of(own)), own)
 
 
+TYPICAL = "\ntypical = [10, 60]\n"
+
+
+def test_typical_limits_are_those_of_the_bundle(tmp_path: Path) -> None:
+    own, silent, other = (write_local_site(tmp_path / name, COHORT) for name in ("own", "silent", "other"))
+    line = SCALES["modality.scan.column.volume.range"]
+    plain = own.read().cohorts["train"].inputs["scan"]
+    own.edit("site.toml", line, line + TYPICAL)
+    assert not torch.equal(own.read().cohorts["train"].inputs["scan"], plain)
+    require_equal_inputs(read_folder(silent.path, facts_of(own)), own)
+    other.edit("site.toml", line, line + TYPICAL.replace("60", "70"))
+    found = problems(other, facts_of(own))
+    assert [(one.place, one.what) for one in found] == [("modality.scan.column.volume.typical", OTHER_SCALE.what)]
+
+
 @pytest.mark.parametrize("place", SCALES)
 def test_another_scale_than_the_bundles_is_refused(tmp_path: Path, place: str) -> None:
     own = write_local_site(tmp_path / "own", COHORT)

@@ -77,6 +77,8 @@ def test_a_good_file_is_read(tmp_path: Path) -> None:
         ("range = [20, 90]", "range = [true, 9]", "modality.history.column.age.range.#1", "valid number"),
         ("range = [20, 90]", "range = [nan, 9]", "modality.history.column.age.range.#1", "should be"),
         ("range = [20, 90]", "range = [2, inf]", "modality.history.column.age.range.#2", "should be"),
+        ("[20, 90]", "[20, 90]\ntypical = [90, 20]", "modality.history.column.age.typical", "is empty"),
+        ("[20, 90]", "[20, 90]\ntypical = [10, 80]", "modality.history.column.age.typical", "range 20 to 90"),
         ('kind = "tabular"\nencoder = "l', 'kind = "scan"\nencoder = "l', "modality.labs.kind", "'tabular'"),
         ('"local"', '"lokal"', "modality.labs.encoder", "'shared' or 'local'"),
         ('"local"', '"shared"', "modality.labs.column", "is missing"),
