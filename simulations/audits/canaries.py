@@ -85,7 +85,12 @@ def canary_settings(size: Size) -> MethodSettings:
         model=small if size == "small" else published,
         losses=LossSettings(balance=0.0, rehearsal=0.0),
         training=TrainingSettings(
-            optimizer="sgd", learning_rate=LEARNING_RATE, weight_decay=0.0, bank_decay=0.0, batch_size=1 << 20
+            optimizer="sgd",
+            learning_rate=LEARNING_RATE,
+            weight_decay=0.0,
+            bank_decay=0.0,
+            batch_size=1 << 20,
+            modality_dropout=0.0,
         ),
         curriculum=CurriculumSettings(generalize_rounds=0),
     )

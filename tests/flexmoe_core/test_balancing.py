@@ -115,7 +115,9 @@ def method(**options: object) -> MethodSettings:
     return MethodSettings(
         model=tiny(balancing="bias"),
         losses=LossSettings(balance=5.0),
-        training=TrainingSettings.model_validate({"batch_size": 6, "bias_rate": 0.125, **options}),
+        training=TrainingSettings.model_validate(
+            {"batch_size": 6, "bias_rate": 0.125, "modality_dropout": 0.0, **options}
+        ),
         curriculum=CurriculumSettings(min_full=8),
     )
 

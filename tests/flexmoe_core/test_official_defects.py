@@ -44,7 +44,7 @@ def train(model: FlexMoe, round_number: int = 1, masks: list[int] = MASKS, modal
     settings = MethodSettings(
         model=model.settings,
         losses=LossSettings(balance=0.1, specialization=0.1),
-        training=TrainingSettings(batch_size=6, learning_rate=0.01, epochs=2),
+        training=TrainingSettings(batch_size=6, learning_rate=0.01, epochs=2, modality_dropout=0.0),
     )
     table = TABLE if modalities == MODALITIES else table_of(masks[:40], modalities, experts=model.settings.experts)
     plan = RoundPlan(Stage.SPECIALIZE, ordered=True)

@@ -33,6 +33,7 @@ def train(
     model: FlexMoe, cohort: Cohort, rehearsal: float, optimizer: str = "sgd", batch_size: int = 100, epochs: int = 1
 ) -> TrainingResult:
     training = {"optimizer": optimizer, "learning_rate": 0.1, "batch_size": batch_size, "epochs": epochs}
+    training["modality_dropout"] = 0.0
     settings = MethodSettings(
         model=model.settings,
         losses=LossSettings(rehearsal=rehearsal),

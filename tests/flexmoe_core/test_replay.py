@@ -95,6 +95,9 @@ def of_every_kind(patients: int) -> tuple[Cohort, list[ModalityInput]]:
     return cohort, [ModalityInput(kind, kind, shape) for kind, shape in KINDS.items()]
 
 
+HIDE_NOTHING: dict[str, Any] = {"modality_dropout": 0.0}
+
+
 def train_every_kind(
     device: torch.device, stage: Stage, training: dict[str, Any], tokens: int
 ) -> tuple[dict[str, Tensor], Support, float]:
@@ -103,7 +106,9 @@ def train_every_kind(
     table = table_of(sorted(set(cohort.masks_B.tolist())), 4)
     settings = MethodSettings(
         model=tiny(width=16, dropout=0.25, layers=2, tokens=tokens),
-        training=TrainingSettings(batch_size=8, learning_rate=1e-3, epochs=2, **training),
+        training=TrainingSettings(
+            **{"batch_size": 8, "learning_rate": 1e-3, "epochs": 2, **HIDE_NOTHING, **training}
+        ),
     )
     one = build_model([i.name for i in inputs], inputs, 2, table, settings.model, seed=0)
     randomize(one)
@@ -144,7 +149,9 @@ def steps_without_chance(
 ) -> tuple[dict[str, Tensor], Steps]:
     """Batches of seven and in the end of five, without noise, in float64 where sums are all but exact."""
     settings = MethodSettings(
-        model=tiny(**model), losses=LossSettings(**losses), training=TrainingSettings.model_validate(training)
+        model=tiny(**model),
+        losses=LossSettings(**losses),
+        training=TrainingSettings.model_validate({**HIDE_NOTHING, **training}),
     )
     one, cohort = random_model(TABLE, **model).to(device), random_cohort(MASKS * 7, MODALITIES).to(device)
     draws = Draws(generator(), generator(1), noise=None)

@@ -20,7 +20,9 @@ TABLE = table_of(MASKS, MODALITIES)
 
 def method(model: dict[str, Any], losses: dict[str, Any], **training: object) -> MethodSettings:
     return MethodSettings(
-        model=tiny(**model), losses=LossSettings(**losses), training=TrainingSettings.model_validate(training)
+        model=tiny(**model),
+        losses=LossSettings(**losses),
+        training=TrainingSettings.model_validate({"modality_dropout": 0.0, **training}),
     )
 
 

@@ -39,7 +39,7 @@ def method(
     return MethodSettings(
         model=tiny(**(model or {})),
         losses=LossSettings(balance=balance, rehearsal=rehearsal),
-        training=TrainingSettings.model_validate({"batch_size": 5, **options}),
+        training=TrainingSettings.model_validate({"batch_size": 5, "modality_dropout": 0.0, **options}),
         curriculum=CurriculumSettings(min_full=8),
     )
 

@@ -81,7 +81,7 @@ def method_of(model: ModelSettings, rehearsal: float = 1.0, **training: object) 
     return MethodSettings(
         model=model,
         losses=LossSettings(balance=0.5, specialization=0.7, rehearsal=rehearsal),
-        training=TrainingSettings.model_validate(training),
+        training=TrainingSettings.model_validate({"modality_dropout": 0.0, **training}),
     )
 
 

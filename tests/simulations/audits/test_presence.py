@@ -29,6 +29,7 @@ from simulations.runs import site_folders
 from tests.simulations.federations import SITES, tiny_settings, tiny_study
 
 MASKS = (0b111, 0b011, 0b101, 0b110, 0b001)
+HIDING_NOTHING = ("method.losses.rehearsal=0", "method.training.modality_dropout=0")
 
 
 def public(*changes: str, bank: str = "table") -> PublicModel:
@@ -42,7 +43,7 @@ def public(*changes: str, bank: str = "table") -> PublicModel:
 
 
 def supports(known: PublicModel, counts: Mapping[int, float]) -> Update:
-    """What the patients of these combinations add to the supports, without rehearsal."""
+    """What the patients of these combinations add to the supports where none of them hides anything."""
     support = {
         "position": np.array([sum(counts.values())]),
         "imputed": np.array([sum(n for mask, n in counts.items() if mask != 0b111)]),
@@ -63,7 +64,7 @@ def supports(known: PublicModel, counts: Mapping[int, float]) -> Update:
 
 @pytest.mark.parametrize("bank", ["table", "compositional"])
 def test_supports_give_away_how_many_patients_a_combination_has(bank: str) -> None:
-    known = public("method.losses.rehearsal=0", bank=bank)
+    known = public(*HIDING_NOTHING, bank=bank)
     counts = {0b111: 20.0, 0b011: 7.0, 0b110: 1.0}
     found = counts_from_supports(known, supports(known, counts))
     np.testing.assert_allclose(found, [counts.get(mask, 0.0) for mask in known.table.masks], atol=1e-6)
@@ -116,7 +117,7 @@ def test_noise_on_every_row_and_declared_supports_leave_nothing_to_guess() -> No
 
 
 def test_the_coordinator_hears_every_site_and_the_sum_is_the_exact_one(tmp_path: Path) -> None:
-    settings = tiny_settings("method.losses.rehearsal=0", "federation.rounds=2")
+    settings = tiny_settings(*HIDING_NOTHING, "federation.rounds=2")
     store, rounds = listen(tiny_study(tmp_path / "study"), tmp_path / "run", settings)
     assert {number: sorted(updates) for number, updates in rounds.items()} == {1: list(SITES), 2: list(SITES)}
     released = ReleasedModel.of_run(store)
