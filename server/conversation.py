@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,11 @@ class Answers:
     bytes_up: int
     bytes_down: int
     beside: dict[str, Attachments] = field(default_factory=dict)
+
+    def counting(self, later: Answers) -> Answers:
+        """These, with the bytes of a later phase counted too."""
+        up, down = self.bytes_up + later.bytes_up, self.bytes_down + later.bytes_down
+        return replace(self, bytes_up=up, bytes_down=down)
 
 
 def ask(

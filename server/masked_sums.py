@@ -249,7 +249,7 @@ class MaskedSums:
         answers = self._ask("unmask", nodes, encode(request), place)
         read, refused = _read(answers, UnmaskReply)
         self._record.answered("unmask", answers, refused, place.round, place.attempt)
-        result.answers = _together(result.answers, answers)
+        result.answers = result.answers.counting(answers)
         if request.keys:
             next_place = place.model_copy(update={"round": place.round + 1})
             sealed = {site: reply.sealed for site, (reply, _) in read.items() if site in next_keys}
@@ -294,15 +294,3 @@ def _read(answers: Answers, kind: type[Reply]) -> tuple[Read, dict[str, list[str
         else:
             dropped[site] = ["the reply calls itself by another site's name"]
     return read, dropped
-
-
-def _together(first: Answers, second: Answers) -> Answers:
-    """The bytes of both phases of a sum, and who failed in the first."""
-    return Answers(
-        first.payloads,
-        first.failed,
-        first.missing,
-        first.bytes_up + second.bytes_up,
-        first.bytes_down + second.bytes_down,
-        first.beside,
-    )
