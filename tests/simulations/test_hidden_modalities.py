@@ -85,7 +85,7 @@ def test_every_token_has_received_a_gradient(study: Path, finished: RunStore) ->
 
 
 @pytest.mark.parametrize("bank", ["table", "compositional"])
-def test_tokens_that_nobody_needed_in_training_are_found_and_rehearsal_leaves_none(tmp_path: Path, bank: str) -> None:
+def test_tokens_that_nobody_needed_in_training_are_found_and_hiding_leaves_none(tmp_path: Path, bank: str) -> None:
     folder = tmp_path / "sites"
     prepare_synthetic(folder, sites=2, modalities=2, patients_per_site=60, classes=2, missing=0.4, seed=2)
     for site in site_folders(folder).values():  # whoever lacks the first modality goes
@@ -99,9 +99,10 @@ def test_tokens_that_nobody_needed_in_training_are_found_and_rehearsal_leaves_no
         for file in site.glob("*.csv"):
             lines = file.read_text().splitlines()
             file.write_text("\n".join(line for line in lines if line.split(",")[0] not in lacking) + "\n")
-    for rehearsal, untrained in ((0, [(0b10, 0)]), (1, [])):
-        changes = ("federation.rounds=2", f"method.losses.rehearsal={rehearsal}", f"method.model.bank={bank}")
-        store = simulate(folder, tmp_path / f"run-{rehearsal}", tiny_settings(*changes))
+    for rehearsal, dropout, untrained in ((0, 0, [(0b10, 0)]), (1, 0, []), (0, 0.5, [])):
+        hiding = (f"method.losses.rehearsal={rehearsal}", f"method.training.modality_dropout={dropout}")
+        changes = ("federation.rounds=2", f"method.model.bank={bank}", *hiding)
+        store = simulate(folder, tmp_path / f"run-{rehearsal}-{dropout}", tiny_settings(*changes))
         assert untrained_tokens(read_bundle(site_bundle(store, "site-1"))) == untrained
 
 
