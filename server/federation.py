@@ -115,7 +115,7 @@ class Federation:
             self._observe({"refused_nodes": sites.refused})
         self._mechanisms = mechanisms(self._terms, sites.replies)
         progress = self._start(sites)
-        for rounds in {self._rounds, self._finishing}:
+        for rounds in dict.fromkeys((self._rounds, self._finishing)):
             rounds.begin(sites.nodes, self._table, self._specs)
         while progress.round < federation.rounds and not progress.stopped:
             self._train_round(sites, progress)
